@@ -1,0 +1,46 @@
+"""k4p1: parameter-efficient multi-task and transfer learning with TensorFlow and Keras.
+
+TensorFlow is imported when a name that needs it is first used, so that `import k4p1` and `k4p1 --help` are quick.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Backbone": "k4p1.backbones",
+    "Optimization": "k4p1.engine",
+    "PatchSpec": "k4p1.patches",
+    "Task": "k4p1.tasks",
+    "apply_patches": "k4p1.patches.apply",
+    "application": "k4p1.backbones",
+    "backbone_from_model": "k4p1.backbones",
+    "evaluate": "k4p1.experiments.evaluate",
+    "export_task": "k4p1.export.saved_model",
+    "finetune": "k4p1.experiments.transfer",
+    "fold": "k4p1.export.fold",
+    "inception_v3": "k4p1.backbones",
+    "k4p1_rmsprop": "k4p1.engine",
+    "load_backbone": "k4p1.backbones",
+    "load_patch": "k4p1.export.patch_file",
+    "load_task": "k4p1.experiments.model_dir",
+    "mobilenet_v2": "k4p1.backbones",
+    "save_backbone": "k4p1.backbones",
+    "save_patch": "k4p1.export.patch_file",
+    "train": "k4p1.experiments.multitask",
+}
+_RENAMED = {"backbone_from_model": "from_model", "load_backbone": "load", "save_backbone": "save"}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'k4p1' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_PUBLIC[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,11 @@
+"""What tasks share: networks from images to features."""
+
+from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.build import application
+from k4p1.backbones.build import from_model
+from k4p1.backbones.build import inception_v3
+from k4p1.backbones.build import mobilenet_v2
+from k4p1.backbones.files import load
+from k4p1.backbones.files import save
+
+__all__ = ["Backbone", "application", "from_model", "inception_v3", "load", "mobilenet_v2", "save"]

@@ -1,0 +1,162 @@
+"""A backbone: the network that tasks share, from images to features."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from k4p1 import content_hash, errors
+from k4p1.backbones import canonical, scaling
+from k4p1.patches.kind import LayerSite
+
+_STRUCTURAL = (
+    "filters kernel_size strides padding dilation_rate groups depth_multiplier units use_bias activation pool_size axis "
+    "epsilon center scale max_value negative_slope threshold keepdims rate normalization target_shape"
+).split()
+
+
+@dataclasses.dataclass(eq=False)
+class Backbone:
+    """A functional Keras model with canonical layer names, and how to build it again.
+
+    Attributes:
+      model: `keras.Model` from scaled images (batch, height, width, 3) to features (batch, features). Height and width
+        are open: it is built once, and each task clones it with its own input size.
+      name: what users call it, such as `mobilenet_v2`.
+      config: arguments from which `k4p1.backbones.build` makes the same structure; plain JSON values.
+      scaling: how pixels of 0 to 255 are scaled before the network, a name of `scaling.SCALINGS`.
+      minimum_size: the smallest image side in pixels, or None if unknown.
+
+    Raises:
+      ConfigError: not a functional model of one image input, or an unknown scaling.
+    """
+
+    model: keras.Model
+    name: str
+    config: Mapping[str, Any]
+    scaling: str
+    minimum_size: int | None = None
+
+    def __post_init__(self):
+        if self.scaling not in scaling.SCALINGS:
+            raise errors.ConfigError(errors.unknown("input scaling", self.scaling, scaling.SCALINGS))
+        if not hasattr(self.model, "_run_through_graph") or len(self.model.inputs) != 1:
+            raise errors.ConfigError(
+                f"backbone '{self.name}' must be a functional keras.Model with one image input; got "
+                f"{type(self.model).__name__}. Build it with keras.Model(inputs, features)"
+            )
+        if len(self.model.output.shape) != 2:
+            raise errors.ConfigError(f"backbone '{self.name}' must put out features (batch, n), got {self.model.output.shape}")
+        canonical.rename(self.model)
+
+    @functools.cached_property
+    def sites(self) -> list[LayerSite]:
+        """The layers that own variables, in topological order, with canonical name and depth."""
+        layers = [(name, layer) for name, layer in canonical.leaf_layers(self.model) if layer.variables]
+        last = max(len(layers) - 1, 1)
+        return [LayerSite(name, layer, index / last) for index, (name, layer) in enumerate(layers)]
+
+    @property
+    def features(self) -> int:
+        """The number of features that the network puts out."""
+        return self.model.output.shape[-1]
+
+    def variables(self) -> dict[str, keras.Variable]:
+        """Every variable by canonical key, `layer/variable`, random states left out."""
+        return {
+            f"{site.name}/{_key(variable, site.layer)}": variable
+            for site in self.sites
+            for variable in site.layer.variables
+            if keras.backend.is_float_dtype(variable.dtype)
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The values of `variables()`, on the host."""
+        return {key: keras.ops.convert_to_numpy(v) for key, v in self.variables().items()}
+
+    def assign(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Writes values by canonical key.
+
+        Raises:
+          ArtifactError: a name or shape that does not fit; nothing is written then.
+        """
+        check_fit(f"backbone '{self.name}'", self.variables(), tensors)
+        for key, variable in self.variables().items():
+            variable.assign(tensors[key])
+
+    def set_trainable(self, trained: bool) -> None:
+        """Says what plain `fit` and `summary` of a task model do with shared variables; the engine does not look at it."""
+        for site in self.sites:
+            for variable in site.layer.variables:
+                is_statistic = variable.name.startswith("moving_")
+                variable.trainable = trained and not is_statistic and keras.backend.is_float_dtype(variable.dtype)
+
+    def structure_hash(self) -> str:
+        """SHA-256 of layers, connections and variable shapes; input size and input name are no part of it."""
+        return content_hash.digest({}, {"layers": _describe(self.model), "scaling": self.scaling})
+
+    def fingerprint(self) -> str:
+        """What a patch file is bound to: the hash of structure and of all shared values."""
+        return content_hash.digest(self.tensors(), {"structure": self.structure_hash()})
+
+
+def check_fit(what: str, variables: Mapping[str, keras.Variable], tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises ArtifactError unless `tensors` has exactly the names and shapes of `variables`; says what differs."""
+    missing, extra = sorted(set(variables) - set(tensors)), sorted(set(tensors) - set(variables))
+    if missing or extra:
+        parts = [f"{len(names)} {word} (first: {names[0]})" for names, word in ((missing, "missing"), (extra, "unknown")) if names]
+        raise errors.ArtifactError(f"tensors do not fit {what}: {', '.join(parts)}")
+    for key, variable in variables.items():
+        if tuple(variable.shape) != tuple(tensors[key].shape):
+            raise errors.ArtifactError(
+                f"tensor '{key}' does not fit {what}: its shape is {tuple(tensors[key].shape)}, wanted {tuple(variable.shape)}"
+            )
+
+
+def _key(variable: keras.Variable, layer: keras.layers.Layer) -> str:
+    """The variable's name in its layer; with its path inside the layer where names repeat (attention, recurrent)."""
+    names = [v.name for v in layer.variables]
+    return variable.name if names.count(variable.name) == 1 else "/".join(variable.path.split("/")[1:])
+
+
+def _describe(model: keras.Model) -> list[Any]:
+    described = []
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        if canonical.is_graph(layer):
+            what: Any = _describe(layer)
+        else:
+            config = layer.get_config()
+            what = {key: _plain(config[key]) for key in _STRUCTURAL if config.get(key) is not None}
+        shapes = [list(variable.shape) for variable in layer.variables if keras.backend.is_float_dtype(variable.dtype)]
+        described.append([layer.name, type(layer).__name__, what, shapes, _sources(layer, model)])
+    return described
+
+
+def _sources(layer: keras.layers.Layer, model: keras.Model) -> list[list[str]]:
+    """For each call of the layer within the model, the names of the layers that feed it."""
+    inside = {id(operation) for operation in model.operations}
+    calls = []
+    for node in layer._inbound_nodes:
+        parents = [parent.operation for parent in node.parent_nodes]
+        if all(id(parent) in inside for parent in parents):
+            calls.append(["input" if isinstance(p, keras.layers.InputLayer) else p.name for p in parents])
+    return calls
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):  # a serialized object, such as an activation layer
+        return {"class": value.get("class_name"), "config": _plain_config(value.get("config"))}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _plain_config(config: Any) -> Any:
+    if not isinstance(config, Mapping):
+        return config
+    return {k: _plain(v) for k, v in sorted(config.items()) if k in _STRUCTURAL}

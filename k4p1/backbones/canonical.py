@@ -1,0 +1,54 @@
+"""Canonical layer names: the same for every build of a network in any process.
+
+Keras numbers automatic names through the life of a process, so the second InceptionV3 of a process has other names than
+the first. A canonical name is the given name, or for an automatic one the class and its rank among the automatically named
+layers of that class, in topological order. Layers of an inner model carry its name as a prefix, `inner/conv2d_3`.
+"""
+
+import re
+from collections.abc import Iterator
+
+import keras
+
+
+def rename(model: keras.Model) -> None:
+    """Gives every layer of a functional model, inner models included, its canonical name within its model."""
+    taken = {layer.name for layer in _own_layers(model) if not _is_automatic(layer)}
+    ranks: dict[str, int] = {}
+    for layer in _own_layers(model):
+        if is_graph(layer):
+            rename(layer)
+        if _is_automatic(layer):
+            stem = _stem(layer)
+            name = None
+            while name is None or name in taken:
+                name = f"{stem}_{ranks.get(stem, 0)}"
+                ranks[stem] = ranks.get(stem, 0) + 1
+            layer.name = name
+
+
+def leaf_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """The (canonical name, layer) pairs of a renamed model in topological order, inner models opened."""
+    for layer in _own_layers(model):
+        if is_graph(layer):
+            yield from leaf_layers(layer, f"{prefix}{layer.name}/")
+        else:
+            yield prefix + layer.name, layer
+
+
+def is_graph(layer: keras.layers.Layer) -> bool:
+    """Whether the layer is an inner model whose layers can be patched one by one (functional or sequential)."""
+    return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
+
+
+def _own_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+
+
+def _stem(layer: keras.layers.Layer) -> str:
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
+
+
+def _is_automatic(layer: keras.layers.Layer) -> bool:
+    return re.fullmatch(rf"{_stem(layer)}(_\d+)?", layer.name) is not None

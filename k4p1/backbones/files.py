@@ -1,0 +1,42 @@
+"""Backbone files: `backbone.safetensors`, the shared values with what it takes to build the network again."""
+
+import json
+import pathlib
+
+from k4p1 import artifact
+from k4p1.backbones import build
+from k4p1.backbones.backbone import Backbone
+
+FORMAT = "k4p1-backbone"
+VERSION = 1
+
+
+def save(backbone: Backbone, path: str | pathlib.Path) -> str:
+    """Writes the backbone and returns its fingerprint."""
+    tensors, fingerprint = backbone.tensors(), backbone.fingerprint()
+    metadata = {
+        "name": backbone.name,
+        "config": json.dumps(dict(backbone.config), sort_keys=True),
+        "scaling": backbone.scaling,
+        "fingerprint": fingerprint,
+    }
+    artifact.write(path, FORMAT, VERSION, tensors, metadata)
+    return fingerprint
+
+
+def load(path: str | pathlib.Path) -> Backbone:
+    """Builds the backbone of a file.
+
+    Raises:
+      ArtifactError: damaged, of another version, or it cannot be built here.
+    """
+    tensors, metadata = artifact.read(path, FORMAT, VERSION)
+    backbone = build.from_config(metadata["name"], json.loads(metadata["config"]), metadata["scaling"])
+    backbone.assign(tensors)
+    return backbone
+
+
+def load_values(backbone: Backbone, path: str | pathlib.Path) -> None:
+    """Reads the values of a backbone file into a backbone of the same structure."""
+    tensors, _ = artifact.read(path, FORMAT, VERSION)
+    backbone.assign(tensors)

@@ -1,0 +1,87 @@
+"""Augmentations of training images, TensorFlow ops only, each a function of (image, seed)."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from k4p1 import errors, terms
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Mirrors (height, width, 3) left to right with probability 1/2."""
+    return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+def shift(image: tf.Tensor, seed: tf.Tensor, pixels: int = 4) -> tf.Tensor:
+    """Moves the image by up to `pixels` in both directions; the border mirrors."""
+    padded = tf.pad(image, [[pixels, pixels], [pixels, pixels], [0, 0]], "REFLECT")
+    offset = tf.random.stateless_uniform([2], seed, 0, 2 * pixels + 1, tf.int32)
+    return tf.slice(padded, [offset[0], offset[1], 0], tf.shape(image))
+
+
+def crop(image: tf.Tensor, seed: tf.Tensor, area: float = 0.08) -> tf.Tensor:
+    """Cuts a random box of at least `area` of the image, sides 3:4 to 4:3; it is resized to the task's size afterwards."""
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        tf.zeros([1, 0, 4]),
+        seed,
+        area_range=(area, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.slice(image, begin, size)
+
+
+def brightness(image: tf.Tensor, seed: tf.Tensor, delta: float = 0.2) -> tf.Tensor:
+    """Adds up to `delta` of the full range to all pixels."""
+    changed = tf.image.stateless_random_brightness(tf.cast(image, tf.float32) / 255.0, delta, seed)
+    return tf.saturate_cast(tf.round(255.0 * changed), tf.uint8)
+
+
+_KNOWN = {
+    "flip": (flip, {}),
+    "shift": (shift, {"pixels": int}),
+    "crop": (crop, {"area": float}),
+    "brightness": (brightness, {"delta": float}),
+}
+
+
+def parse(text: str) -> tuple[list[Augmentation], list[Augmentation]]:
+    """Reads a spec such as `"crop(area=0.3)+flip"`; empty text for none.
+
+    Returns:
+      (augmentations on the image at its original size, augmentations at the task's size).
+
+    Raises:
+      ConfigError: unknown augmentation or option, or a value that is no number.
+    """
+    before, after = [], []
+    try:
+        parsed = list(terms.parse(text)) if text.strip() else []
+    except ValueError as e:
+        raise errors.ConfigError(f"augmentation: {e}") from e
+    for name, options in parsed:
+        if name not in _KNOWN:
+            raise errors.ConfigError(errors.unknown("augmentation", name, _KNOWN))
+        function, types = _KNOWN[name]
+        values = {option: _number(name, option, value, types) for option, value in options.items()}
+        (before if function is crop else after).append(_bind(function, values))
+    return before, after
+
+
+def _number(name: str, option: str, value: str, types: dict[str, type]) -> float:
+    if option not in types:
+        raise errors.ConfigError(errors.unknown(f"option of augmentation '{name}'", option, types))
+    try:
+        number = types[option](value)
+    except ValueError:
+        raise errors.ConfigError(f"{name}({option}={value}): wanted a number") from None
+    if number <= 0:
+        raise errors.ConfigError(f"{name}({option}={value}): wanted a positive number")
+    return number
+
+
+def _bind(function: Callable, values: dict[str, float]) -> Augmentation:
+    return lambda image, seed: function(image, seed, **values)

@@ -1,0 +1,181 @@
+"""Input pipelines: `tf.data` with TensorFlow ops only, the order a function of (seed, epoch, step).
+
+Corrupt images do not stop a run and do not move later images to other batches: they stay in their place with weight 0, so
+that loss and metrics skip them and a resumed run sees the batches that an unbroken one would have seen.
+"""
+
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.data import augment as augmentations
+from k4p1.data import preprocessing
+from k4p1.data.source import Source
+from k4p1.data.splits import Splits
+
+_CACHE_BYTES = 1 << 30
+_SHUFFLE_BUFFER = 16_384
+
+
+class Pipeline:
+    """Batches `{"inputs": (b, height, width, 3) uint8, "label": (b,) int64, "weight": (b,) float32}` of a source.
+
+    Args:
+      source: the data.
+      splits: its parts.
+      image_size: (height, width).
+      batch_size: images a batch.
+      classes: labels must be below it.
+      augment: spec of augmentations for training, such as `"shift(pixels=8)+flip"`.
+      seed: of order and augmentation.
+      cache: keep decoded images in memory; None: when they take less than 1 GiB.
+
+    Raises:
+      ConfigError: a batch size that is not positive, or a bad augmentation.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        splits: Splits,
+        image_size: tuple[int, int],
+        batch_size: int,
+        classes: int,
+        augment: str = "",
+        seed: int = 0,
+        cache: bool | None = None,
+    ):
+        if batch_size < 1:
+            raise errors.ConfigError(f"batch_size={batch_size}: wanted a positive number")
+        self._source, self._splits, self._size, self.batch_size = source, splits, image_size, batch_size
+        self._classes, self._seed = classes, seed
+        self._before, self._after = augmentations.parse(augment)
+        self.augmented = bool(self._before or self._after)
+        self._cache = cache
+        self._decoded: dict[tuple, tf.data.Dataset] = {}
+
+    def examples(self, split: str) -> int:
+        """The number of examples of a split, corrupt ones included."""
+        return self._splits.size(split)
+
+    def training(self, start_step: int = 0, split: str = "train", augmented: bool = True) -> tf.data.Dataset:
+        """Endless full batches from step `start_step` on; epochs follow one another without a gap.
+
+        The batch of a step depends on seed and step alone. Images are shuffled within a window of 16,384.
+        """
+        count = self.examples(split)
+        first_epoch, offset = divmod(start_step * self.batch_size, count)
+        before, after = (self._before, self._after) if augmented else ([], [])
+        decoded = None if before else self._decode(split, count)
+        base = self._encoded(split) if decoded is None else decoded
+
+        def epoch(number: tf.Tensor) -> tf.data.Dataset:
+            tf.random.set_seed(1)  # of this function's graph alone: the order must not follow the global seed
+            shuffled = base.shuffle(
+                min(count, _SHUFFLE_BUFFER), seed=self._seed + 1_000_003 * number, reshuffle_each_iteration=False
+            )
+            skipped = tf.where(number == first_epoch, tf.constant(offset, tf.int64), 0)
+            return tf.data.Dataset.zip(tf.data.Dataset.range(number * count, (number + 1) * count), shuffled).skip(skipped)
+
+        stream = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch)
+        if decoded is None:
+            stream = _interleaved(stream, lambda position, example: self._to_pixels(position, example, before))
+        if after:
+            stream = stream.map(
+                lambda position, example: (position, self._augment(example, position, after)),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+        batches = stream.map(lambda position, example: example).batch(self.batch_size, drop_remainder=True)
+        return batches.prefetch(tf.data.AUTOTUNE)
+
+    def sequential(self, split: str) -> tf.data.Dataset:
+        """All examples of a split once, in the order of the source; the last batch may be smaller."""
+        count = self.examples(split)
+        base = self._decode(split, count)
+        if base is None:
+            base = self._all_pixels(split)
+        return base.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def calibration(self) -> tf.data.Dataset:
+        """Full, shuffled batches of the training split without augmentation."""
+        return self.training(augmented=False)
+
+    def skipped(self, split: str) -> int:
+        """How many images of a split cannot be read; reads them all.
+
+        Raises:
+          DataError: none can be read.
+        """
+        bad = sum(int(tf.reduce_sum(1.0 - batch["weight"])) for batch in self.sequential(split))
+        if bad == self.examples(split):
+            raise errors.DataError(f"{self._source.name}: none of the {bad} images of '{split}' can be read")
+        return bad
+
+    def corrupt_files(self, split: str, limit: int) -> list[str]:
+        """The first corrupt files behind a split, where the source has files; reads them all."""
+        names = {part.split for part in self._splits.parts(split)}
+        return [path for name in sorted(names) for path in self._source.corrupt(name)][:limit]
+
+    def _encoded(self, split: str) -> tf.data.Dataset:
+        parts = []
+        for part in self._splits.parts(split):
+            examples = self._source.examples(part.split)
+            if not part.keep.all():
+                keep = tf.constant(part.keep)
+                examples = examples.enumerate().filter(lambda i, _, keep=keep: keep[i]).map(lambda _, example: example)
+            parts.append(examples)
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole.concatenate(part)
+        return whole.map(self._check_label)
+
+    def _check_label(self, example):
+        label = tf.cast(example["label"], tf.int64)
+        message = f"{self._source.name}: label out of range; allowed are 0 to {self._classes - 1}, got:"
+        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < self._classes), [message, label])]):
+            return {"image": example["image"], "label": tf.identity(label)}
+
+    def _decode(self, split: str, count: int) -> tf.data.Dataset | None:
+        """Decoded examples of a split, cached in memory; None where they would not fit."""
+        fits = count * self._size[0] * self._size[1] * 3 <= _CACHE_BYTES
+        if not (fits if self._cache is None else self._cache):
+            return None
+        if split not in self._decoded:
+            self._decoded[split] = self._all_pixels(split).cache()
+        return self._decoded[split]
+
+    def _all_pixels(self, split: str) -> tf.data.Dataset:
+        numbered = self._encoded(split).enumerate()
+        return _interleaved(numbered, self._to_pixels).map(lambda _, example: example)
+
+    def _to_pixels(self, position, example, before=()) -> tf.data.Dataset:
+        """A data set of one (position, example): decoded, or a black image of weight 0 where the bytes cannot be read."""
+
+        def read(position, example):
+            image = example["image"]
+            image = preprocessing.decode(image) if image.dtype == tf.string else image
+            for number, function in enumerate(before):
+                image = function(image, self._seed_of(position, number))
+            return position, self._example(preprocessing.resize(image, self._size), example["label"], 1.0)
+
+        blank = self._example(tf.zeros([*self._size, 3], tf.uint8), example["label"], 0.0)
+        good = tf.data.Dataset.from_tensors((position, example)).map(read).ignore_errors()
+        return good.concatenate(tf.data.Dataset.from_tensors((position, blank))).take(1)
+
+    @staticmethod
+    def _example(image, label, weight):
+        return {"inputs": image, "label": label, "weight": tf.constant(weight)}
+
+    def _augment(self, example, position, functions):
+        image = example["inputs"]
+        for number, function in enumerate(functions):
+            image = function(image, self._seed_of(position, 100 + number))
+        return {**example, "inputs": tf.ensure_shape(image, [*self._size, 3])}
+
+    def _seed_of(self, position, number: int) -> tf.Tensor:
+        return tf.stack([tf.constant(self._seed * 1009 + number, tf.int64), tf.cast(position, tf.int64)])
+
+
+def _interleaved(examples: tf.data.Dataset, function) -> tf.data.Dataset:
+    """Maps each example to a data set of one, in parallel and in order."""
+    return examples.interleave(function, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

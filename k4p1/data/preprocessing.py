@@ -1,0 +1,21 @@
+"""From encoded bytes to pixels of the task's size: the same ops in training, evaluation and the exported model."""
+
+import tensorflow as tf
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """RGB pixels (height, width, 3) uint8 of encoded JPEG, PNG, BMP or GIF bytes; grey images are repeated."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Bilinear resizing with antialiasing of (..., height, width, 3), rounded back to uint8; unchanged at the right size."""
+    fits = tf.reduce_all(tf.equal(tf.shape(images)[-3:-1], size))
+    resized = tf.cond(
+        fits,
+        lambda: tf.cast(images, tf.uint8),
+        lambda: tf.saturate_cast(tf.round(tf.image.resize(images, size, antialias=True)), tf.uint8),
+    )
+    return tf.ensure_shape(resized, [*images.shape[:-3], *size, 3])

@@ -1,0 +1,35 @@
+"""What every data source offers: labels, splits, and examples in an order that never changes."""
+
+import abc
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+class Source(abc.ABC):
+    """Labelled images in named splits.
+
+    `examples(split)` yields dictionaries in the same order each time:
+
+    * `image`: encoded bytes (string scalar), or pixels (height, width, 3) uint8;
+    * `label`: int64 scalar.
+
+    Attributes:
+      name: for messages.
+      labels: class names, in the order of the label numbers.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+
+    @abc.abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The number of examples of each split that the source itself has."""
+
+    @abc.abstractmethod
+    def examples(self, split: str) -> tf.data.Dataset:
+        """The examples of a split, not shuffled, not decoded."""
+
+    def corrupt(self, split: str) -> Sequence[str]:
+        """Names of the files of a split that cannot be read; empty where the source has no files of its own."""
+        return ()

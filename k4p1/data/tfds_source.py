@@ -1,0 +1,78 @@
+"""Data sets of TensorFlow Datasets: by name, or prepared in a directory."""
+
+import difflib
+import pathlib
+
+from k4p1 import errors
+from k4p1.data.source import Source
+
+
+class Tfds(Source):
+    """A classification data set of TFDS with an image and a class label.
+
+    Args:
+      name: a TFDS name such as `cifar100` or `oxford_flowers102:2.1.1`, or the directory of a prepared data set, the one
+        that holds `dataset_info.json`.
+      data_dir: where TFDS keeps its data sets; None for its default.
+      download: whether TFDS may download and prepare what is missing.
+
+    Raises:
+      DataError: unknown or not prepared, no image or label feature, or no named classes.
+    """
+
+    def __init__(self, name: str, data_dir: str | None = None, download: bool = True):
+        import tensorflow_datasets as tfds
+
+        self._tfds, self.name = tfds, name
+        path = pathlib.Path(name).expanduser()
+        try:
+            if (path / "dataset_info.json").is_file():
+                self._builder = tfds.builder_from_directory(str(path))
+            else:
+                self._builder = tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError as e:
+            close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3, cutoff=0.6)
+            hint = f"; nearest TFDS names: {', '.join(close)}" if close else ""
+            raise errors.DataError(
+                f"no data set '{name}': neither embedded, nor a folder, nor known to TFDS{hint}"
+            ) from e
+        except Exception as e:  # TFDS raises many kinds for a damaged directory or version
+            raise errors.DataError(f"TFDS cannot open '{name}': {_first_line(e)}") from e
+        if not self._builder.info.splits:
+            self._prepare(download)
+        features = self._builder.info.features
+        self._image = self._find(features, tfds.features.Image)
+        self._label = self._find(features, tfds.features.ClassLabel)
+        label = features[self._label]
+        self.labels = tuple(label.names)
+
+    def _prepare(self, download: bool) -> None:
+        if not download:
+            raise errors.DataError(f"TFDS data set '{self.name}' is not prepared; prepare it, or allow the download")
+        try:
+            self._builder.download_and_prepare()
+        except Exception as e:  # network, disk and checksum errors have no common base
+            raise errors.DataError(
+                f"TFDS cannot download or prepare '{self.name}': {_first_line(e)}. Prepare it elsewhere and give its directory"
+            ) from e
+
+    def _find(self, features, wanted) -> str:
+        for key, feature in features.items():
+            if isinstance(feature, wanted):
+                return key
+        raise errors.DataError(f"TFDS data set '{self.name}' has no {wanted.__name__} feature; it has {', '.join(features)}")
+
+    def sizes(self):
+        return {name: split.num_examples for name, split in self._builder.info.splits.items()}
+
+    def examples(self, split):
+        tfds, image, label = self._tfds, self._image, self._label
+        config = tfds.ReadConfig(try_autocache=False, skip_prefetch=True)
+        read = self._builder.as_dataset(
+            split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()}, read_config=config
+        )
+        return read.map(lambda example: {"image": example[image], "label": example[label]})
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

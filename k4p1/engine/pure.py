@@ -1,0 +1,70 @@
+"""A task model as a pure function of its packed groups."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from k4p1.engine.groups import STATISTICS, ParameterGroup, of_task
+from k4p1.patches.apply import PatchedModel
+from k4p1.patches.patched_layer import RANDOM
+
+
+class Forward(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+      logits: float32 (batch, classes).
+      statistics: the new vectors of the statistics groups, by group name.
+      penalty: the sum of losses that layers add, such as regularisers, scalar.
+    """
+
+    logits: tf.Tensor
+    statistics: dict[str, tf.Tensor]
+    penalty: tf.Tensor
+
+
+class PureTask:
+    """`forward(vectors, inputs, training, seed)`: parameters and statistics in, logits and new statistics out.
+
+    Args:
+      name: of the task.
+      patched: its model.
+      groups: of the run; those that the task uses are picked.
+    """
+
+    def __init__(self, name: str, patched: PatchedModel, groups: Sequence[ParameterGroup]):
+        self.name = name
+        self.model = patched.model
+        self.groups = of_task(groups, name)
+        self._seeds = [p.variable for p in patched.parameters if p.role == RANDOM]
+
+    def forward(
+        self, vectors: Mapping[str, tf.Tensor], inputs: tf.Tensor, *, training: bool, seed: tf.Tensor | None = None
+    ) -> Forward:
+        """Runs the model.
+
+        Args:
+          vectors: float32 vectors by group name, for every group in `self.groups`.
+          inputs: of the model; images (batch, height, width, 3) of 0 to 255.
+          training: whether batch normalisation and dropout train.
+          seed: int32 (2,), from which the seeds of dropout are drawn.
+        """
+        state = []
+        for group in self.groups:
+            unpacked = group.packing.unpack(vectors[group.name])
+            state += zip(group.variables, unpacked.values(), strict=True)
+        for index, variable in enumerate(self._seeds):
+            base = tf.zeros([2], tf.int32) if seed is None else seed
+            drawn = tf.random.experimental.stateless_fold_in(base, index)
+            state.append((variable, tf.bitcast(drawn, tf.uint32)))
+        with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
+            logits = self.model(inputs, training=training)
+            penalties = self.model.losses
+        statistics = {
+            group.name: group.packing.pack([scope.get_current_value(v) for v in group.variables])
+            for group in self.groups
+            if group.role == STATISTICS
+        }
+        return Forward(tf.cast(logits, tf.float32), statistics, tf.add_n(penalties) if penalties else tf.zeros([]))

@@ -1,0 +1,102 @@
+"""One training step of one task: read its groups, differentiate, update its groups."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from k4p1.engine.groups import STATISTICS, TRAINED
+from k4p1.engine.optimization import Optimization
+from k4p1.engine.pure import PureTask
+
+Batch = Mapping[str, tf.Tensor]
+
+
+class StepResult(NamedTuple):
+    """What a step reports: scalars on the device.
+
+    Attributes:
+      loss: of the batch.
+      examples: sum of the example weights, so corrupt images do not count.
+      skipped: corrupt images in the batch.
+    """
+
+    loss: tf.Tensor
+    examples: tf.Tensor
+    skipped: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """What a step must know of the run to set its learning rate.
+
+    Attributes:
+      steps: step target of the task.
+      epochs: passes over its data of each task of the run; see `k4p1.engine.schedules`.
+      seed: of the run.
+      index: the task's rank in the run.
+    """
+
+    steps: int
+    epochs: tuple[float, ...]
+    seed: int
+    index: int
+
+
+def training_step(
+    task: PureTask,
+    store: Any,
+    loss: Callable[[Batch, tf.Tensor], tf.Tensor],
+    optimization: Optimization,
+    pace: Pace,
+    loss_scaled: bool = False,
+) -> Callable[[Batch], StepResult]:
+    """A function of one batch that takes a ticket, computes loss and gradients, and updates the groups that it used.
+
+    Args:
+      task: the task as a pure function.
+      store: holds the groups; `LocalStore`, or one with the same methods.
+      loss: of (batch, logits), a scalar.
+      optimization: learning rate, schedule, multipliers.
+      pace: step target and seed.
+      loss_scaled: True under mixed_float16: gradients that are not finite are then dropped, and the loss scale adapts.
+    """
+    trained = [group for group in task.groups if group.role == TRAINED]
+    moved = [group for group in task.groups if group.role == STATISTICS]
+
+    def step(batch: Batch) -> StepResult:
+        ticket = store.take_ticket(task.name)
+        progress = tf.cast(ticket, tf.float32) / float(pace.steps)
+        base_rate = optimization.learning_rate * optimization.schedule.factor(progress, pace.epochs)
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.constant([pace.seed, pace.index], tf.int32), tf.cast(ticket, tf.int32)
+        )
+        vectors = {group.name: store.read(group) for group in task.groups}
+        watched = [vectors[group.name] for group in trained]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(watched)
+            forward = task.forward(vectors, batch["inputs"], training=True, seed=seed)
+            value = loss(batch, forward.logits)
+            scale = store.loss_scale(task.name) if loss_scaled else None
+            target = (value + forward.penalty) * (1.0 if scale is None else scale)
+        gradients = tape.gradient(target, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+        def update() -> tf.Tensor:
+            for group, gradient in zip(trained, gradients, strict=True):
+                rate = base_rate * optimization.multiplier_of(group.rate, group.kind)
+                store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
+            for group in moved:
+                store.add(group, forward.statistics[group.name] - vectors[group.name])
+            return tf.constant(True)
+
+        if scale is None:
+            update()
+        else:
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            tf.cond(finite, update, lambda: tf.constant(False))
+            store.report_gradients(task.name, finite)
+        weights = batch["weight"]
+        return StepResult(value, tf.reduce_sum(weights), tf.reduce_sum(1.0 - weights))
+
+    return step

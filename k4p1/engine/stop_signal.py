@@ -1,0 +1,38 @@
+"""SIGTERM and SIGINT as a wish that the training loop looks at between two steps."""
+
+import signal
+import threading
+
+from k4p1 import errors
+
+
+class StopSignal:
+    """`with StopSignal() as stop:` catches SIGTERM and SIGINT; a second SIGINT interrupts at once.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is caught.
+    """
+
+    def __init__(self):
+        self.caught: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number, _frame) -> None:
+        if self.caught == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.caught = number
+
+    def error(self, saved: str) -> errors.K4p1Error:
+        """What to raise once the state is saved."""
+        if self.caught == signal.SIGINT:
+            return errors.Interrupted(f"interrupted; {saved}; the same command goes on from there")
+        return errors.Preempted(f"asked to stop (SIGTERM); {saved}; the same command goes on from there")

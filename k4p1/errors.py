@@ -1,0 +1,66 @@
+"""The errors that k4p1 raises, each with the exit code of the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class K4p1Error(Exception):
+    """Base of all errors of this package; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(K4p1Error, ValueError):
+    """A setting, name or option that cannot be used (exit 1)."""
+
+
+class PatchError(ConfigError):
+    """A patch that does not fit the network or another patch (exit 1)."""
+
+
+class DivergedError(K4p1Error, ArithmeticError):
+    """Training produced a loss or parameters that are not finite (exit 1)."""
+
+
+class DataError(K4p1Error, ValueError):
+    """Data that cannot be read or does not fit the task (exit 2)."""
+
+    exit_code = 2
+
+
+class ArtifactError(K4p1Error, ValueError):
+    """A file of k4p1 that is damaged, or belongs to another backbone, run or version (exit 2)."""
+
+    exit_code = 2
+
+
+class StorageError(K4p1Error, OSError):
+    """A file or folder that cannot be written: no space, no permission (exit 2)."""
+
+    exit_code = 2
+
+
+class Preempted(K4p1Error):
+    """The run was asked to stop (SIGTERM) and saved its state; start it again to go on (exit 75)."""
+
+    exit_code = 75
+
+
+class Interrupted(K4p1Error):
+    """The run was interrupted (SIGINT) and saved its state (exit 130)."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The clause `did you mean 'x'? ` for the known name closest to `name`, or an empty string."""
+    known = sorted(known)
+    folded = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
+    return f"did you mean '{folded[close[0]]}'? " if close else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One line for an unknown name: what was given, the nearest known name, and all known ones."""
+    known = sorted(known)
+    return f"unknown {what} '{name}'; {nearest(name, known)}Known: {', '.join(known) or 'none'}"

@@ -1,0 +1,312 @@
+"""One run: tasks on one backbone, from their definitions to patch files. Multi-task and transfer learning are both this."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from k4p1 import artifact, errors
+from k4p1.backbones import files as backbone_files
+from k4p1.backbones.backbone import Backbone
+from k4p1.engine.checkpoints import Checkpoints
+from k4p1.engine.evaluation import Evaluator, recalibrate
+from k4p1.engine.groups import STATISTICS, ParameterGroup, plan_groups, write_back
+from k4p1.engine.optimization import Optimization
+from k4p1.engine.pure import PureTask
+from k4p1.engine.reporting import Reporter
+from k4p1.engine.store import LocalStore
+from k4p1.engine.training import Trainer, TrainingTask
+from k4p1.experiments import tables
+from k4p1.experiments.model_dir import ModelDir, plain_task
+from k4p1.experiments.pooling import pool_statistics
+from k4p1.export import patch_file
+from k4p1.patches.apply import PRIVATE, SHARED, PatchedModel, head_is_shared
+from k4p1.patches.patched_layer import FIXED, TRAINED
+from k4p1.tasks.cached_features import CachedFeatures
+from k4p1.tasks.prepare import PreparedTask, prepare_tasks
+from k4p1.tasks.task import Task
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run leaves in memory.
+
+    Attributes:
+      summary: the content of `result.json`.
+      models: the task models by name, trained.
+      backbone: trained with them, or as it was.
+    """
+
+    summary: Mapping[str, Any]
+    models: Mapping[str, PatchedModel]
+    backbone: Backbone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run goes; what `train` and `finetune` have in common.
+
+    Attributes:
+      steps: step target of a task of weight 1 that names neither steps nor epochs.
+      optimization: optimizer, learning rate, schedule.
+      seed: of everything random.
+      evaluate_every: steps of all tasks together between evaluations; None: ten in a run.
+      checkpoint_every: steps of all tasks together between checkpoints; None: ten in a run.
+      keep_checkpoints: how many of the newest stay.
+      recalibration_batches: training batches for the population statistics of batch normalisation.
+      precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
+      cache_features: compute features once where only the head trains; None: where that is possible.
+      refit: after selection, train again on train and validation together, for the number of steps that was best.
+      jit_compile: compile steps with XLA; slower on a CPU (6 times for MobileNetV2).
+      model_dir: where everything is written; None: nowhere.
+      resume: go on from the newest checkpoint in model_dir.
+      dry_run: build everything, print the parameter table, take one step a task, write nothing.
+      quiet: show no progress.
+      texts: further files for model_dir, by name; called once everything is built.
+    """
+
+    steps: int | None = None
+    optimization: Optimization | None = None
+    seed: int = 0
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 3
+    recalibration_batches: int = 50
+    precision: str = "float32"
+    cache_features: bool | None = None
+    refit: bool = False
+    jit_compile: bool = False
+    model_dir: str | pathlib.Path | None = None
+    resume: bool = True
+    dry_run: bool = False
+    quiet: bool = False
+    texts: Callable[[], Mapping[str, str]] = dict
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
+        for name in ("evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise errors.ConfigError(f"{name}={value}: wanted a positive number")
+
+
+def run(
+    backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings
+) -> RunResult:
+    """Trains tasks on one backbone and writes what they learned.
+
+    Args:
+      backbone: or a function that makes it, called after precision and seed are set.
+      tasks: with distinct names.
+      shared_trained: True: the shared weights learn from all tasks (K4P1, section 2, "Multitask learning"). False: they are
+        frozen ("Transfer learning").
+      settings: see `RunSettings`.
+    """
+    # 1. Precision and seed come before the first variable.
+    keras.config.set_dtype_policy(settings.precision)
+    keras.utils.set_random_seed(settings.seed)
+    backbone = backbone() if callable(backbone) else backbone
+    # 2. Data and models.
+    prepared = prepare_tasks(
+        backbone, tasks, shared_trained=shared_trained, steps=settings.steps, seed=settings.seed
+    )
+    if not shared_trained:
+        _warn_of_random_heads(prepared)
+    optimization = settings.optimization or Optimization()
+    steps = {task.name: task.steps for task in prepared}
+    if settings.dry_run:
+        tables.print_parameters(prepared)
+        _train(prepared, optimization, dataclasses.replace(settings, model_dir=None), None, "", stop_after=len(prepared))
+        return RunResult({}, {task.name: task.patched for task in prepared}, backbone)
+    # 3. The folder, if it is this run's.
+    folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
+    run_hash = ""
+    if folder is not None:
+        description = _describe(backbone, prepared, optimization, shared_trained, settings)
+        run_hash = folder.begin(description, settings.texts(), settings.resume)
+        for task in prepared:
+            folder.write_task(task.task, task.labels, settings.seed)
+    # 4. Training; the joint best state of all tasks.
+    trainer, groups, vectors = _train(prepared, optimization, settings, folder, run_hash)
+    if settings.refit:
+        best = max(trainer.progress.best_step, 1)
+        total = sum(steps.values())
+        prepared = [dataclasses.replace(t, steps=max(1, round(t.steps * best / total))) for t in prepared]
+        _, groups, vectors = _train(prepared, optimization, settings, folder, run_hash, split="train+validation")
+    # 5. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
+    write_back(groups, vectors)
+    _recalibrate(prepared, optimization, settings.recalibration_batches)
+    result = _finish(backbone, prepared, folder, shared_trained, trainer)
+    if folder is not None:
+        artifact.write_json(folder.result, result)
+    if not settings.quiet:
+        tables.print_result(result)
+    return RunResult(result, {task.name: task.patched for task in prepared}, backbone)
+
+
+def _train(
+    prepared: Sequence[PreparedTask],
+    optimization: Optimization,
+    settings: RunSettings,
+    folder: ModelDir | None,
+    run_hash: str,
+    split: str = "train",
+    stop_after: int | None = None,
+) -> tuple[Trainer, list[ParameterGroup], dict[str, np.ndarray]]:
+    """Trains on a split; returns the trainer, the groups, and the best vectors."""
+    refit = split != "train"
+    patched, inputs = {}, {}
+    for task in prepared:
+        cached = settings.cache_features is not False and stop_after is None and task.only_head_trains()
+        inputs[task.name] = (
+            CachedFeatures(task.pipeline, task.patched, task.task.dropout, settings.seed) if cached else task.pipeline
+        )
+        patched[task.name] = inputs[task.name].patched if cached else task.patched
+    groups = plan_groups(patched, optimization)
+    training_tasks = []
+    for task in prepared:
+        data = inputs[task.name]
+        own = {"learning_rate": task.task.learning_rate, "schedule": task.task.schedule}
+        training_tasks.append(
+            TrainingTask(
+                pure=PureTask(task.name, patched[task.name], groups),
+                steps=task.steps,
+                epochs=task.steps * task.task.batch_size / task.splits.size(split),
+                batches=functools.partial(data.training, split=split),
+                loss=task.loss,
+                metrics=task.metrics,
+                selecting=task.task.metrics[0],
+                validation=None if refit or stop_after or not task.splits.has("validation") else
+                functools.partial(data.sequential, "validation"),
+                optimization=dataclasses.replace(optimization, **{k: v for k, v in own.items() if v is not None}),
+            )
+        )
+    steps = {task.name: task.steps for task in prepared}
+    total = sum(steps.values())
+    loss_scaled = settings.precision == "mixed_float16"
+    store = LocalStore(groups, optimization, steps, loss_scaled)
+    checkpoints = None
+    if folder is not None:
+        place = folder.checkpoints / "refit" if refit else folder.checkpoints
+        checkpoints = Checkpoints(place, settings.keep_checkpoints, run_hash)
+    with Reporter(steps, folder.root if folder else None, settings.quiet) as reporter:
+        if any(isinstance(data, CachedFeatures) for data in inputs.values()):
+            reporter.message("only the head trains: features are computed once")
+        trainer = Trainer(
+            training_tasks,
+            store,
+            reporter,
+            checkpoints,
+            seed=settings.seed,
+            evaluate_every=settings.evaluate_every or max(1, total // 10),
+            checkpoint_every=settings.checkpoint_every or max(1, total // 10),
+            loss_scaled=loss_scaled,
+            jit_compile=settings.jit_compile,
+        )
+        return trainer, groups, trainer.run(stop_after)
+
+
+def _recalibrate(prepared: Sequence[PreparedTask], optimization: Optimization, batches: int) -> None:
+    """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones."""
+    groups = plan_groups({task.name: task.patched for task in prepared}, optimization)
+    vectors = {group.name: group.initial() for group in groups}
+    shared = frozenset(
+        name for g in groups if g.role == STATISTICS and g.owner == SHARED for name in g.packing.names
+    )
+    from_tasks: dict[str, list[np.ndarray]] = {}
+    for task in prepared:
+        pure = PureTask(task.name, task.patched, groups)
+        chosen = task.patched.recalibrated | (shared & set(task.patched.statistics_momentum))
+        new = recalibrate(
+            pure, vectors, task.patched.statistics_momentum, frozenset(chosen), task.pipeline.calibration(), batches
+        )
+        for name, vector in new.items():
+            from_tasks.setdefault(name, []).append(vector)
+    for group in groups:
+        if group.name in from_tasks:
+            vectors[group.name] = pool_statistics(group.packing, from_tasks[group.name])
+    write_back([group for group in groups if group.name in from_tasks], vectors)
+
+
+def _finish(
+    backbone: Backbone, prepared: Sequence[PreparedTask], folder: ModelDir | None, shared_trained: bool, trainer: Trainer
+) -> dict[str, Any]:
+    """Evaluates every task and writes backbone, heads and patches."""
+    if folder is not None:
+        backbone_files.save(backbone, folder.backbone)
+    groups = plan_groups({task.name: task.patched for task in prepared}, Optimization())
+    vectors = {group.name: group.initial() for group in groups}
+    shared = {p.key: p.size for t in prepared for p in t.patched.parameters if p.owner == SHARED and p.role in (TRAINED, FIXED)}
+    result: dict[str, Any] = {"shared_parameters": sum(shared.values()), "shared_trained": shared_trained, "tasks": {}}
+    for task in prepared:
+        evaluator = Evaluator(PureTask(task.name, task.patched, groups), task.metrics)
+        entry: dict[str, Any] = {
+            "steps": task.steps,
+            "patch": str(task.patched.spec),
+            "private_parameters": task.patched.count(PRIVATE, TRAINED, FIXED),
+            "private_trained": task.patched.count(PRIVATE, TRAINED),
+            "private_fixed": task.patched.count(PRIVATE, FIXED),
+            "private_statistics": task.patched.count(PRIVATE, STATISTICS),
+            "patch_bytes": None,
+            "validation_accuracy": None,
+            "skipped_images": _skipped(task, trainer),
+        }
+        for split in ("validation", "test"):
+            if task.splits.has(split):
+                metrics = evaluator(vectors, task.pipeline.sequential(split))
+                entry |= {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
+        if folder is not None:
+            path = folder.patch(task.name)
+            patch_file.save_patch(
+                path, task.patched, backbone, task=task.name, labels=task.labels, dropout=task.task.dropout
+            )
+            if head_is_shared(task.patched.spec):
+                patch_file.save_head(folder.heads, task.patched, task.labels)
+            entry["patch_bytes"] = path.stat().st_size
+        result["tasks"][task.name] = entry
+    return result
+
+
+def _skipped(task: PreparedTask, trainer: Trainer) -> int:
+    """Corrupt images of the training split; names the first ones."""
+    if not trainer.progress.skipped.get(task.name):
+        return 0
+    bad = task.pipeline.skipped("train")
+    named = task.pipeline.corrupt_files("train", limit=5)
+    listed = f": {', '.join(named)}" if named else ""
+    print(f"task '{task.name}': {bad} corrupt images of its training split were skipped{listed}")
+    return bad
+
+
+def _warn_of_random_heads(prepared: Sequence[PreparedTask]) -> None:
+    for task in prepared:
+        if head_is_shared(task.patched.spec):
+            print(
+                f"task '{task.name}': '{task.patched.spec}' does not own its head, and shared weights are frozen: the head "
+                "stays at its random values (K4P1's \"random last\"); add '+head' to train it"
+            )
+
+
+def _describe(backbone, prepared, optimization, shared_trained, settings: RunSettings) -> dict[str, Any]:
+    """Everything that decides what the run computes, as plain values."""
+    how = ("seed", "recalibration_batches", "precision", "cache_features", "refit", "jit_compile", "evaluate_every")
+    return {
+        "backbone": {"name": backbone.name, "config": _plain(backbone.config), "fingerprint": backbone.fingerprint()},
+        "tasks": [
+            {**plain_task(t.task), "schedule": repr(t.task.schedule), "steps": t.steps, "labels": list(t.labels)} for t in prepared
+        ],
+        "optimization": repr(optimization),
+        "shared_trained": shared_trained,
+        **{name: getattr(settings, name) for name in how},
+    }
+
+
+def _plain(config: Mapping[str, Any]) -> Any:
+    return {key: value if key != "keras_model" else "given" for key, value in config.items()}

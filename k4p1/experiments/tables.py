@@ -1,0 +1,57 @@
+"""Tables of a run for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import console as rich_console
+from rich import table as rich_table
+
+from k4p1.patches.apply import PRIVATE, SHARED
+from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED
+from k4p1.tasks.prepare import PreparedTask
+
+
+def print_parameters(prepared: Sequence[PreparedTask]) -> None:
+    """Parameter values of every task: shared, private trained, private fixed, statistics."""
+    table = _table("Parameters", "task", "patch", "shared", "private trained", "private fixed", "private statistics")
+    for task in prepared:
+        count = task.patched.count
+        shared = count(SHARED, TRAINED, FIXED, STATISTICS)
+        private = (count(PRIVATE, role) for role in (TRAINED, FIXED, STATISTICS))
+        table.add_row(task.name, str(task.patched.spec), *(f"{n:,}" for n in (shared, *private)))
+    _print(table)
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Accuracy, parameters and bytes of every task of a finished run."""
+    title = f"{result['shared_parameters']:,} shared parameters"
+    table = _table(title, "task", "steps", "validation", "test", "private trained", "statistics", "patch bytes")
+    for name, task in result["tasks"].items():
+        accuracies = (task[f"{split}_accuracy"] for split in ("validation", "test"))
+        table.add_row(
+            name,
+            f"{task['steps']:,}",
+            *("-" if a is None else f"{a:.3f}" for a in accuracies),
+            *(f"{task[key]:,}" for key in ("private_trained", "private_statistics", "patch_bytes")),
+        )
+    _print(table)
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Any table."""
+    table = _table(title, *columns)
+    for row in rows:
+        table.add_row(*map(str, row))
+    _print(table)
+
+
+def _table(title: str, *columns: str) -> rich_table.Table:
+    table = rich_table.Table(title=title)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _print(table: rich_table.Table) -> None:
+    console = rich_console.Console()
+    console.print(table, width=None if console.is_terminal else 110)

@@ -1,0 +1,177 @@
+"""Patch files: a task's private parameters, bound to a backbone by fingerprint. The format is described in docs/patch_file.md."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+import k4p1
+from k4p1 import artifact, content_hash, errors
+from k4p1.backbones.backbone import Backbone, check_fit
+from k4p1.patches.apply import PatchedModel, apply_patches, head_is_shared
+from k4p1.patches.spec import PatchSpec
+
+FORMAT = "k4p1-patch"
+HEAD_FORMAT = "k4p1-head"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchInfo:
+    """What a patch file says of itself.
+
+    Attributes:
+      task: name of the task.
+      spec: the patch spec.
+      labels: class names.
+      image_size: (height, width) in pixels.
+      dropout: rate before the head, in training.
+      scaling: of the backbone's input.
+      backbone: its name.
+      fingerprint: of the backbone.
+      structure: hash of the backbone's structure.
+      shared_head: fingerprint of the head that the task shares, or an empty string.
+      k4p1_version: that wrote the file.
+    """
+
+    task: str
+    spec: str
+    labels: tuple[str, ...]
+    image_size: tuple[int, int]
+    dropout: float
+    scaling: str
+    backbone: str
+    fingerprint: str
+    structure: str
+    shared_head: str
+    k4p1_version: str
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "PatchInfo":
+        """Reads the metadata of a patch file."""
+        values: dict[str, Any] = json.loads(metadata["patch"])
+        values["labels"], values["image_size"] = tuple(values["labels"]), tuple(values["image_size"])
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def save_patch(
+    path: str | pathlib.Path,
+    patched: PatchedModel,
+    backbone: Backbone,
+    *,
+    task: str,
+    labels: Sequence[str],
+    dropout: float = 0.0,
+) -> PatchInfo:
+    """Writes the private parameters of a task model.
+
+    A head that the task shares with others is written once, beside the patch's backbone: see `save_head`.
+    """
+    info = PatchInfo(
+        task=task,
+        spec=str(patched.spec),
+        labels=tuple(labels),
+        image_size=patched.image_size,
+        dropout=dropout,
+        scaling=backbone.scaling,
+        backbone=backbone.name,
+        fingerprint=backbone.fingerprint(),
+        structure=backbone.structure_hash(),
+        shared_head=head_fingerprint(patched) if head_is_shared(patched.spec) else "",
+        k4p1_version=k4p1.__version__,
+    )
+    described = {**dataclasses.asdict(info), "options": patched.spec.options()}
+    artifact.write(path, FORMAT, VERSION, _values(patched.private()), {"patch": json.dumps(described, sort_keys=True)})
+    return info
+
+
+def read_info(path: str | pathlib.Path) -> PatchInfo:
+    """What a patch file says of itself, after checking its content hash."""
+    return PatchInfo.from_metadata(artifact.read(path, FORMAT, VERSION)[1])
+
+
+def load_patch(path: str | pathlib.Path, backbone: Backbone, heads: str | pathlib.Path | None = None) -> PatchedModel:
+    """Builds the task model of a patch file on a backbone.
+
+    Args:
+      path: of the patch file.
+      backbone: the one that the patch was trained on.
+      heads: folder of shared heads, for a task that shares its head.
+
+    Raises:
+      ArtifactError: damaged, of another version, for another backbone, or its tensors do not fit; says what differs. The
+        backbone is not changed.
+    """
+    tensors, metadata = artifact.read(path, FORMAT, VERSION)
+    info = PatchInfo.from_metadata(metadata)
+    _check_backbone(path, info, backbone)
+    spec = PatchSpec.parse(info.spec)
+    shared_head = None
+    if info.shared_head:
+        shared_head = _load_head(path, info, backbone.features, heads)
+    patched = apply_patches(
+        backbone,
+        spec,
+        classes=len(info.labels),
+        image_size=info.image_size,
+        shared_head=shared_head,
+        dropout=info.dropout,
+        name=info.task,
+    )
+    private = patched.private()
+    check_fit(f"task '{info.task}' on backbone '{backbone.name}'", private, tensors)
+    for key, variable in private.items():
+        variable.assign(tensors[key])
+    return patched
+
+
+def save_head(folder: str | pathlib.Path, patched: PatchedModel, labels: Sequence[str]) -> pathlib.Path:
+    """Writes the head that tasks share, named by its fingerprint."""
+    path = pathlib.Path(folder) / f"{head_fingerprint(patched)[:16]}.safetensors"
+    artifact.write(path, HEAD_FORMAT, VERSION, _head_values(patched), {"labels": json.dumps(list(labels))})
+    return path
+
+
+def head_fingerprint(patched: PatchedModel) -> str:
+    """Hash of the values of a task's head."""
+    return content_hash.digest(_head_values(patched))
+
+
+def _check_backbone(path, info: PatchInfo, backbone: Backbone) -> None:
+    if info.structure != backbone.structure_hash():
+        raise errors.ArtifactError(
+            f"{path} is for backbone '{info.backbone}' of another structure ({info.structure[:12]}) than "
+            f"'{backbone.name}' ({backbone.structure_hash()[:12]})"
+        )
+    if info.fingerprint != backbone.fingerprint():
+        raise errors.ArtifactError(
+            f"{path} is for a '{info.backbone}' with other weights: its fingerprint is {info.fingerprint[:12]}, that of the "
+            f"backbone given {backbone.fingerprint()[:12]}"
+        )
+
+
+def _load_head(path, info: PatchInfo, features: int, heads) -> keras.layers.Dense:
+    if heads is None:
+        raise errors.ArtifactError(f"{path} shares its head with other tasks; give the folder of shared heads")
+    head_path = pathlib.Path(heads) / f"{info.shared_head[:16]}.safetensors"
+    tensors, _ = artifact.read(head_path, HEAD_FORMAT, VERSION)
+    if content_hash.digest(tensors) != info.shared_head:
+        raise errors.ArtifactError(f"{head_path} is not the head that {path} was trained with")
+    head = keras.layers.Dense(len(info.labels), name="head")
+    head.build((None, features))
+    for variable in head.variables:
+        variable.assign(tensors[variable.name])
+    return head
+
+
+def _head_values(patched: PatchedModel) -> dict[str, np.ndarray]:
+    return {variable.name: keras.ops.convert_to_numpy(variable) for variable in patched.head.variables}
+
+
+def _values(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
+    return {key: keras.ops.convert_to_numpy(variable) for key, variable in variables.items()}

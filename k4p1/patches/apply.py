@@ -1,0 +1,257 @@
+"""Applies a patch spec to a backbone: the task model and the list of its parameters."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import keras
+
+from k4p1 import errors
+from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.scaling import InputScaling
+from k4p1.patches import patched_convolution
+from k4p1.patches.head import Head
+from k4p1.patches.kind import LayerSite, PatchKind
+from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable, view
+from k4p1.patches.spec import PatchSpec
+
+SHARED = "shared"
+PRIVATE = "private"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A variable of a task model.
+
+    Attributes:
+      key: canonical name: `layer/variable` (shared) or `layer/kind/variable` (private).
+      variable: the `keras.Variable`.
+      owner: `shared` or `private`.
+      kind: the patch kind of a private parameter; `head` or `backbone` for a shared one.
+      role: `trained`, `fixed`, `statistics` or `random` (a seed, no parameter).
+    """
+
+    key: str
+    variable: keras.Variable
+    owner: str
+    kind: str
+    role: str
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return math.prod(self.variable.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PatchedModel:
+    """A task model with its parameters.
+
+    Attributes:
+      model: plain `keras.Model` from images (batch, height, width, 3) of 0 to 255 to logits (batch, classes).
+      parameters: every variable of the model, once.
+      spec: the patch spec.
+      head: the last layer, to be shared by a further task or to be trained alone on cached features.
+      statistics_momentum: of each statistics parameter, by key; what recalibration needs.
+      recalibrated: keys of the private statistics that recalibration replaces.
+      image_size: (height, width) in pixels.
+    """
+
+    model: keras.Model
+    parameters: tuple[Parameter, ...]
+    spec: PatchSpec
+    head: keras.layers.Dense
+    statistics_momentum: Mapping[str, float]
+    recalibrated: frozenset[str]
+    image_size: tuple[int, int]
+
+    def private(self) -> dict[str, keras.Variable]:
+        """What a patch file holds: the private parameters by key, seeds left out."""
+        return {p.key: p.variable for p in self.parameters if p.owner == PRIVATE and p.role != RANDOM}
+
+    def count(self, owner: str, *roles: str) -> int:
+        """The number of parameter values of an owner in the given roles."""
+        return sum(p.size for p in self.parameters if p.owner == owner and p.role in roles)
+
+
+def apply_patches(
+    backbone: Backbone,
+    spec: str | PatchSpec,
+    *,
+    classes: int,
+    image_size: int | Sequence[int],
+    shared_trained: bool = False,
+    shared_head: keras.layers.Dense | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    name: str = "task",
+) -> PatchedModel:
+    """Builds the model of one task: the backbone with the task's patch, and a head.
+
+    Args:
+      backbone: shared; none of its values changes.
+      spec: what the task owns, such as `"scale_bias+head"`.
+      classes: number of logits.
+      image_size: side in pixels, or (height, width).
+      shared_trained: True where the shared weights are learned (multi-task training): a batch normalisation that the
+        spec does not touch then follows `training=` and moves the shared statistics. False where they are frozen
+        (transfer learning): it then uses the backbone's statistics always.
+      shared_head: the head of an earlier task with the same labels, for a spec that shares it; None makes a new head.
+      dropout: rate before the head.
+      seed: of the head's initial values.
+      name: of the Keras model.
+
+    Raises:
+      PatchError: a kind touches nothing in this network, or two kinds exclude each other on a layer.
+      ConfigError: the image is too small for the network.
+    """
+    spec = PatchSpec.parse(spec)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if backbone.minimum_size is not None and min(height, width) < backbone.minimum_size:
+        raise errors.ConfigError(
+            f"image size {height}x{width} is too small for {backbone.name}: at least {backbone.minimum_size} pixels a side"
+        )
+    backbone.set_trainable(shared_trained)
+    plan = _plan(backbone.sites, spec)
+    made: dict[int, keras.layers.Layer] = {}
+
+    def layer_for(layer):
+        if id(layer) not in made:
+            chosen = plan.get(id(layer))
+            made[id(layer)] = _patched(layer, chosen) if chosen else view(layer, batch_normalise=shared_trained)
+        return made[id(layer)]
+
+    image = keras.Input((height, width, 3), name="image")
+    scaled = InputScaling(backbone.scaling, name="input_scaling")(image)
+    try:
+        network = keras.models.clone_model(
+            backbone.model,
+            input_tensors=keras.Input(scaled.shape[1:], dtype=scaled.dtype, name="scaled_image"),
+            clone_function=layer_for,
+            recursive=True,
+        )
+    except ValueError as e:
+        raise errors.ConfigError(
+            f"{backbone.name} does not work at image size {height}x{width}: {str(e).strip().splitlines()[0]}"
+        ) from e
+    is_shared_head = head_is_shared(spec)
+    head = view(shared_head, True) if is_shared_head and shared_head is not None else make_head(classes, seed)
+    features = network(scaled)
+    if dropout:
+        features = keras.layers.Dropout(dropout, name="head_dropout")(features)
+    logits = keras.layers.Activation("linear", dtype="float32", name="logits")(head(features))
+    model = keras.Model(image, logits, name=name)
+
+    listing = _Listing(shared_trained)
+    for site in backbone.sites:
+        listing.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), ()))
+    listing.add_head(head, spec, is_shared_head)
+    listing.add_rest(model)
+    return PatchedModel(
+        model, tuple(listing.parameters), spec, head, listing.momentum, frozenset(listing.recalibrated), (height, width)
+    )
+
+
+def make_head(classes: int, seed: int) -> keras.layers.Dense:
+    """A head with random kernel (Glorot uniform) and zero bias; equal seeds give equal heads."""
+    return keras.layers.Dense(classes, name="head", kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
+
+
+def head_is_shared(spec: PatchSpec) -> bool:
+    """Whether the spec leaves the head to the tasks with the same labels."""
+    head = spec.get("head")
+    return head.mode == "shared" if isinstance(head, Head) else spec.get("full") is None
+
+
+def _plan(sites: Sequence[LayerSite], spec: PatchSpec) -> dict[int, list[PatchKind]]:
+    plan: dict[int, list[PatchKind]] = {}
+    for kind in spec.kinds:
+        for site in kind.select(sites):
+            plan.setdefault(id(site.layer), []).append(kind)
+    return plan
+
+
+def _patched(layer: keras.layers.Layer, kinds: Sequence[PatchKind]) -> keras.layers.Layer:
+    whole = [replaced for kind in kinds if (replaced := kind.whole_layer(layer)) is not None]
+    if whole:
+        if len(kinds) > 1:
+            named = " and ".join(f"'{kind.name}'" for kind in kinds)
+            raise errors.PatchError(f"patch kinds {named} cannot share layer '{layer.name}' ({type(layer).__name__})")
+        return whole[0]
+    return patched_convolution.PatchedConvolution(layer, [kind.layer_patch(layer) for kind in kinds])
+
+
+class _Listing:
+    """Collects the parameters of a task model while it walks the layers."""
+
+    def __init__(self, shared_trained: bool):
+        self.shared_trained = shared_trained
+        self.parameters: list[Parameter] = []
+        self.momentum: dict[str, float] = {}
+        self.recalibrated: set[str] = set()
+        self._seen: set[int] = set()
+
+    def _add(self, key: str, variable: keras.Variable, owner: str, kind: str, role: str) -> None:
+        if id(variable) not in self._seen:
+            self._seen.add(id(variable))
+            self.parameters.append(Parameter(key, variable, owner, kind, role))
+
+    def add_layer(self, site: LayerSite, used: keras.layers.Layer, kinds: Sequence[PatchKind]) -> None:
+        for private in self._private(used, kinds):
+            key = f"{site.name}/{private.kind}/{private.name}"
+            self._add(key, private.variable, PRIVATE, private.kind, private.role)
+            if private.role == STATISTICS:
+                kind = next(k for k in kinds if k.name == private.kind)
+                self.momentum[key] = kind.momentum
+                if kind.recalibrate:
+                    self.recalibrated.add(key)
+        still_used = {id(v) for v in used.variables}
+        is_patched = isinstance(used, PatchedLayer)
+        for variable in site.layer.variables:
+            if id(variable) not in still_used:
+                continue
+            key = f"{site.name}/{variable.name}"
+            role = _shared_role(variable, self.shared_trained)
+            if is_patched and isinstance(site.layer, keras.layers.BatchNormalization):
+                role = FIXED  # frozen statistics, or frozen scale and bias: the backbone's, always
+            self._add(key, variable, SHARED, "backbone", role)
+            if role == STATISTICS:
+                self.momentum[key] = site.layer.momentum
+
+    @staticmethod
+    def _private(used: keras.layers.Layer, kinds: Sequence[PatchKind]) -> list[PrivateVariable]:
+        if isinstance(used, PatchedLayer):
+            return used.private_variables()
+        if not kinds:
+            return []
+        kind = kinds[0].name
+        return [PrivateVariable(kind, v.name, v, TRAINED if v.trainable else _untrained_role(v)) for v in used.variables]
+
+    def add_head(self, head: keras.layers.Layer, spec: PatchSpec, shared: bool) -> None:
+        kind = spec.get("head")
+        is_random = isinstance(kind, Head) and kind.mode == "random"
+        for variable in head.variables:
+            if shared:
+                self._add(f"head/{variable.name}", variable, SHARED, "head", TRAINED if self.shared_trained else FIXED)
+            else:
+                self._add(f"head/head/{variable.name}", variable, PRIVATE, "head", FIXED if is_random else TRAINED)
+            variable.trainable = not is_random and (self.shared_trained or not shared)
+
+    def add_rest(self, model: keras.Model) -> None:
+        for variable in model.variables:  # dropout seeds
+            self._add(variable.path, variable, PRIVATE, "random", RANDOM)
+
+
+def _shared_role(variable: keras.Variable, shared_trained: bool) -> str:
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return RANDOM
+    if not shared_trained:
+        return FIXED
+    return STATISTICS if variable.name.startswith("moving_") else TRAINED
+
+
+def _untrained_role(variable: keras.Variable) -> str:
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return RANDOM
+    return STATISTICS if variable.name.startswith("moving_") else FIXED
+

@@ -1,0 +1,32 @@
+"""Everything private: classic fine-tuning, the upper end of the patch kinds."""
+
+import dataclasses
+from typing import ClassVar
+
+import keras
+
+from k4p1.patches import kind, patched_batch_normalization, patched_layer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Full(kind.PatchKind):
+    """A private copy of every variable, head included; `full(stage=late)` copies the last third of the network.
+
+    Attributes:
+      momentum: of the private moving statistics.
+      recalibrate: replace private moving statistics by population statistics after training.
+    """
+
+    name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "every parameter: classic fine-tuning"
+
+    momentum: float = 0.99
+    recalibrate: bool = True
+
+    def fits(self, site, network):
+        return True
+
+    def whole_layer(self, layer):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return patched_batch_normalization.PatchedBatchNormalization(layer, momentum=self.momentum, kind=self.name)
+        return patched_layer.private_copy(layer)

@@ -1,0 +1,156 @@
+"""What all patch kinds have in common: options, the choice of layers, and the register of kinds."""
+
+import abc
+import dataclasses
+import fnmatch
+import typing
+from collections.abc import Sequence
+
+from k4p1 import errors
+
+STAGES = ("all", "early", "mid", "late")
+
+_KINDS: dict[str, type["PatchKind"]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSite:
+    """A layer of the backbone and where it stands.
+
+    Attributes:
+      name: the canonical name.
+      layer: the shared `keras.layers.Layer`.
+      depth: position among the layers that own variables, in topological order, 0 (first) to 1 (last).
+    """
+
+    name: str
+    layer: typing.Any
+    depth: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchKind(abc.ABC):
+    """A kind of private parameters with its options; a patch spec is a sum of kinds.
+
+    A kind says which layers of a network it patches (`select`). Layers that share one site are patched together: see
+    `k4p1.patches.apply`.
+
+    Attributes:
+      layers: restrict the patch to canonical layer names that match this glob; `|` separates alternatives.
+      stage: restrict it to a third of the network by depth: `early`, `mid` or `late` (`all`: no restriction).
+    """
+
+    layers: str = "*"
+    stage: str = "all"
+
+    name: typing.ClassVar[str]
+    summary: typing.ClassVar[str]
+
+    def __post_init__(self):
+        self._check_choice("stage", STAGES)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if getattr(cls, "name", None):
+            _KINDS[cls.name] = cls
+
+    def _check_choice(self, option: str, allowed: Sequence[str]) -> None:
+        value = getattr(self, option)
+        if value not in allowed:
+            raise errors.PatchError(
+                f"{self.name}({option}={value}): {errors.nearest(value, allowed)}Allowed: {', '.join(allowed)}"
+            )
+
+    @abc.abstractmethod
+    def fits(self, site: LayerSite, network: Sequence[LayerSite]) -> bool:
+        """Whether this kind patches the layer, restrictions by name and depth aside."""
+
+    def select(self, network: Sequence[LayerSite]) -> list[LayerSite]:
+        """The sites of `network` that this kind patches.
+
+        Raises:
+          PatchError: none; a patch that touches nothing is a mistake, and the message says why nothing was found.
+        """
+        fitting = [site for site in network if self.fits(site, network)]
+        chosen = [site for site in fitting if self._matches(site)]
+        if not chosen:
+            why = (
+                f"none of its {len(fitting)} fitting layers matches layers={self.layers}, stage={self.stage}"
+                if fitting
+                else self.why_nothing(network)
+            )
+            raise errors.PatchError(f"patch '{self.name}' touches nothing in this network: {why}")
+        return chosen
+
+    def whole_layer(self, layer: typing.Any) -> typing.Any:
+        """A layer to put in place of `layer`, or None for a kind that joins others in one patched convolution."""
+        return None
+
+    def layer_patch(self, layer: typing.Any) -> typing.Any:
+        """The `LayerPatch` of this kind for a convolution or dense layer."""
+        raise errors.PatchError(f"patch '{self.name}' cannot be part of {type(layer).__name__} '{layer.name}'")
+
+    def why_nothing(self, network: Sequence[LayerSite]) -> str:
+        """Why no layer fits, for the error message."""
+        classes = sorted({type(site.layer).__name__ for site in network})
+        return f"it fits none of its layer types ({', '.join(classes)})"
+
+    def _matches(self, site: LayerSite) -> bool:
+        third = STAGES[1:][min(int(site.depth * 3), 2)]
+        named = any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.layers.split("|"))
+        return named and self.stage in ("all", third)
+
+    def options(self) -> dict[str, object]:
+        """All options by name, defaults included."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={_format(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return self.name + (f"({','.join(changed)})" if changed else "")
+
+
+def known_kinds() -> dict[str, type[PatchKind]]:
+    """The registered kinds by name."""
+    return dict(_KINDS)
+
+
+def make(name: str, options: dict[str, str]) -> PatchKind:
+    """The kind `name` with options given as text.
+
+    Raises:
+      PatchError: unknown kind or option, or a value of the wrong type; the message has the nearest known name.
+    """
+    if name not in _KINDS:
+        raise errors.PatchError(errors.unknown("patch kind", name, _KINDS))
+    fields = {field.name: field for field in dataclasses.fields(_KINDS[name])}
+    values = {}
+    for option, text in options.items():
+        if option not in fields:
+            raise errors.PatchError(errors.unknown(f"option of patch kind '{name}'", option, fields))
+        values[option] = _parse(name, option, text, type(fields[option].default))
+    return _KINDS[name](**values)
+
+
+def _parse(kind: str, option: str, text: str, wanted: type) -> object:
+    if wanted is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif wanted in (int, float):
+        try:
+            return wanted(text)
+        except ValueError:
+            pass
+    else:
+        return text
+    raise errors.PatchError(f"{kind}({option}={text}): wanted {_TYPE_NAMES[wanted]}")
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _format(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,86 @@
+"""Batch normalisation with private scale and bias, private statistics, or both."""
+
+import keras
+from keras import ops
+
+from k4p1.patches import patched_layer
+from k4p1.patches.patched_layer import STATISTICS, TRAINED, PrivateVariable
+
+
+@keras.saving.register_keras_serializable("k4p1")
+class PatchedBatchNormalization(patched_layer.PatchedLayer):
+    """`y = gamma * (x - mu) / sqrt(var + epsilon) + beta` with variables of the task (K4P1, section 2).
+
+    With private statistics, mu and var are those of the batch while `training` is true, and the moving averages
+    `m <- momentum * m + (1 - momentum) * batch` otherwise. With frozen statistics they are the backbone's, always.
+
+    Args:
+      layer: a built `keras.layers.BatchNormalization`; it stays shared. One without scale or centre gains them, at 1 and 0.
+      statistics: `private` or `frozen`.
+      affine: `private` (gamma and beta are the task's) or `frozen` (they are the backbone's).
+      momentum: of the private moving averages.
+      kind: the patch kind that owns the variables.
+
+    Inputs: (batch, ..., channels) with channels on the layer's axis. Variables: one value a channel.
+    """
+
+    def __init__(self, layer, statistics="private", affine="private", momentum=0.99, kind="scale_bias", **kwargs):
+        super().__init__(layer, **kwargs)
+        self.statistics, self.affine, self.momentum, self.kind = statistics, affine, momentum, kind
+
+    def bind(self):
+        layer = self.layer
+        shape = tuple(layer.moving_mean.shape)
+
+        def private(name, shared, default, trainable):
+            start = patched_layer.copy_of(shared) if shared is not None else default
+            return self.add_weight(
+                name=name, shape=shape, initializer=start, trainable=trainable, dtype=layer.moving_mean.dtype
+            )
+
+        gamma, beta = getattr(layer, "gamma", None), getattr(layer, "beta", None)
+        if self.affine == "private":
+            self.gamma, self.beta = private("gamma", gamma, "ones", True), private("beta", beta, "zeros", True)
+        else:
+            self.gamma, self.beta = gamma, beta
+        if self.statistics == "private":
+            self.moving_mean = private("moving_mean", layer.moving_mean, None, False)
+            self.moving_variance = private("moving_variance", layer.moving_variance, None, False)
+        else:
+            self.moving_mean, self.moving_variance = layer.moving_mean, layer.moving_variance
+
+    def call(self, inputs, training=None, mask=None):
+        del mask  # images are not masked; Keras passes one to the layer that this one stands for
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        axis = self.layer.axis if isinstance(self.layer.axis, int) else self.layer.axis[0]
+        mean, variance = self.moving_mean, self.moving_variance
+        if training and self.statistics == "private":
+            axes = [a for a in range(len(x.shape)) if a != axis % len(x.shape)]
+            mean, variance = ops.moments(x, axes=axes)
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
+        outputs = ops.batch_normalization(
+            x, mean, variance, axis=axis, offset=self.beta, scale=self.gamma, epsilon=self.layer.epsilon
+        )
+        return ops.cast(outputs, self.compute_dtype)
+
+    def private_variables(self):
+        owned = []
+        if self.affine == "private":
+            owned += [("gamma", self.gamma, TRAINED), ("beta", self.beta, TRAINED)]
+        if self.statistics == "private":
+            owned += [("moving_mean", self.moving_mean, STATISTICS), ("moving_variance", self.moving_variance, STATISTICS)]
+        return [PrivateVariable(self.kind, *variable) for variable in owned]
+
+    def folded(self):
+        config = self.layer.get_config()
+        config.update(scale=self.gamma is not None, center=self.beta is not None)
+        plain = type(self.layer).from_config(config)
+        plain.build_from_config(self.layer.get_build_config())
+        for variable in plain.variables:
+            variable.assign(getattr(self, variable.name))
+        return plain
+
+    def get_config(self):
+        options = {n: getattr(self, n) for n in ("statistics", "affine", "momentum", "kind")}
+        return {**super().get_config(), **options}

@@ -1,0 +1,140 @@
+"""Layers of a task model: views of shared layers, private copies of them, and shared layers with private variables.
+
+No layer of the backbone is ever called by a task model. It calls a view (same variables, own graph nodes) or a patched
+layer, so that a task that is deleted frees its memory and a backbone does not grow with the tasks built on it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+TRAINED = "trained"
+FIXED = "fixed"
+STATISTICS = "statistics"
+RANDOM = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivateVariable:
+    """A variable that one task owns.
+
+    Attributes:
+      kind: the patch kind that created it.
+      name: its name within layer and kind, such as `gamma`.
+      variable: the `keras.Variable`.
+      role: `trained` (by gradients), `fixed`, `statistics` (moved by forward passes), or `random` (a seed).
+    """
+
+    kind: str
+    name: str
+    variable: keras.Variable
+    role: str
+
+
+def view(layer: keras.layers.Layer, batch_normalise: bool) -> keras.layers.Layer:
+    """The same layer for another model: it has the variables of `layer`, and nodes of its own.
+
+    Args:
+      layer: a built layer.
+      batch_normalise: whether a BatchNormalization follows `training=` (True), or always uses its moving statistics.
+    """
+    twin = object.__new__(type(layer))
+    bound_to_original = ("build", "quantize")  # wrapped by Keras for one object; a built layer needs neither
+    twin.__dict__.update({k: v for k, v in layer.__dict__.items() if k not in bound_to_original})
+    twin.__dict__.update(_inbound_nodes=[], _outbound_nodes=[], _trainable=batch_normalise)
+    return twin
+
+
+def private_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A new layer of the same configuration and values that shares nothing with `layer`."""
+    copy = type(layer).from_config(layer.get_config())
+    copy.build_from_config(layer.get_build_config())
+    for mine, theirs in zip(copy.variables, layer.variables, strict=True):
+        mine.assign(theirs)
+    copy.trainable = True
+    return copy
+
+
+def copy_of(variable: keras.Variable) -> Callable:
+    """An initializer that gives the present value of `variable`."""
+    return lambda shape, dtype=None: keras.ops.cast(keras.ops.convert_to_tensor(variable), dtype or variable.dtype)
+
+
+class LayerPatch(keras.layers.Layer):
+    """What one patch kind does to one convolution or dense layer; it owns the private variables.
+
+    A layer computes `activation(op(x, kernel) + bias)`. A patch may change the kernel, or the linear output before the
+    activation. `replaces` names the shared variables that the patched layer no longer uses.
+    """
+
+    kind: str = ""
+    replaces: frozenset[str] = frozenset()
+
+    def bind(self, layer: keras.layers.Layer) -> None:
+        """Creates the private variables for the shared, built `layer`, with values that leave its output unchanged."""
+        raise NotImplementedError(f"{type(self).__name__} must create its variables")
+
+    def kernel(self, kernel):
+        """The kernel to use in place of `kernel` (None if it is replaced)."""
+        return kernel
+
+    def output(self, outputs):
+        """The linear output to use in place of `outputs`, (..., channels)."""
+        return outputs
+
+    def fold(self, kernel, bias, layer, others):
+        """The same change written into numpy arrays: returns (kernel, bias, others).
+
+        `bias` is never None; `others` holds further variables of `layer` that change, by name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be folded")
+
+    def private_variables(self) -> list[PrivateVariable]:
+        """The variables of this patch, all trained unless a kind says otherwise."""
+        return [PrivateVariable(self.kind, v.name, v, TRAINED) for v in self.variables]
+
+
+class PatchedLayer(keras.layers.Layer):
+    """A shared layer with private variables; base of the patched layers.
+
+    The shared layer itself is not tracked as a sublayer: only the variables that the patched layer still uses are, so a
+    replaced kernel or statistic is neither counted nor saved as part of the task.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs):
+        kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(**kwargs)
+        self.__dict__["layer"] = layer
+
+    def build(self, input_shape):
+        if not self.layer.built:  # read from a file: the shared layer comes with it
+            self.layer.build(input_shape)
+        self.bind()
+
+    def bind(self) -> None:
+        """Creates the private variables and picks the shared ones that stay in use."""
+        raise NotImplementedError(f"{type(self).__name__} must create its variables")
+
+    def private_variables(self) -> list[PrivateVariable]:
+        """The task's variables in this layer, in a fixed order."""
+        raise NotImplementedError(f"{type(self).__name__} must list its variables")
+
+    def folded(self) -> keras.layers.Layer:
+        """A built plain Keras layer that computes the same function at inference."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be folded")
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("layer", "patches"):
+            if name in config:
+                config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)

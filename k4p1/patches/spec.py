@@ -1,0 +1,62 @@
+"""The patch spec: a sum of kinds with options, as text and as an object.
+
+    spec   := "none" | term ("+" term)*
+    term   := kind | kind "(" option ("," option)* ")"
+    option := name "=" value
+
+For example `"scale_bias(statistics=frozen)+depthwise(stage=late)+head"`. What the spec does not name is shared.
+"""
+
+import dataclasses
+
+from k4p1 import errors, terms
+from k4p1.patches import kind as patch_kind
+
+NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSpec:
+    """What a task owns. `str(spec)` gives the shortest text that parses to the same spec."""
+
+    kinds: tuple[patch_kind.PatchKind, ...] = ()
+
+    @classmethod
+    def parse(cls, text: "str | PatchSpec") -> "PatchSpec":
+        """Reads a spec.
+
+        Raises:
+          PatchError: bad syntax, unknown kind or option, a kind given twice, or kinds that exclude each other.
+        """
+        if isinstance(text, PatchSpec):
+            return text
+        if not isinstance(text, str):
+            raise errors.PatchError(f"a patch spec is text such as 'scale_bias+head'; got {text!r}")
+        if text.strip() == NONE:
+            return cls()
+        try:
+            parsed = list(terms.parse(text))
+        except ValueError as e:
+            raise errors.PatchError(f"patch spec: {e}") from e
+        return cls(tuple(patch_kind.make(name, options) for name, options in parsed))
+
+    def __post_init__(self):
+        names = [k.name for k in self.kinds]
+        for name in names:
+            if names.count(name) > 1:
+                raise errors.PatchError(f"patch kind '{name}' is given twice in '{self}'; join its options in one term")
+        if "full" in names and set(names) - {"full", "head"}:
+            other = next(n for n in names if n not in ("full", "head"))
+            raise errors.PatchError(f"'full' already makes every parameter private; take '{other}' out of '{self}'")
+
+    def get(self, name: str) -> patch_kind.PatchKind | None:
+        """The kind `name` of this spec, or None."""
+        return next((k for k in self.kinds if k.name == name), None)
+
+    def options(self) -> dict[str, dict[str, object]]:
+        """Every kind's options, defaults included, as stored in patch files."""
+        return {k.name: k.options() for k in self.kinds}
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.kinds)) or NONE
+

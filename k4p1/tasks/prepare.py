@@ -1,0 +1,117 @@
+"""Opens the data of a run's tasks and builds their models on one backbone."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import keras
+
+from k4p1 import errors
+from k4p1.backbones.backbone import Backbone
+from k4p1.data.open_source import open_source
+from k4p1.data.pipeline import Pipeline
+from k4p1.data.splits import Splits
+from k4p1.patches.apply import PatchedModel, apply_patches, head_is_shared
+from k4p1.patches.patched_layer import TRAINED
+from k4p1.tasks.losses import MeanLoss, Metrics
+from k4p1.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedTask:
+    """A task with its data open and its model built.
+
+    Attributes:
+      task: what was asked for.
+      labels: class names.
+      pipeline: of its images.
+      splits: sizes of its splits.
+      patched: its model and parameters.
+      loss, metrics: of (batch, logits).
+      steps: step target.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    pipeline: Pipeline
+    splits: Splits
+    patched: PatchedModel
+    loss: MeanLoss
+    metrics: Metrics
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.name
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training split."""
+        return self.steps * self.task.batch_size / self.splits.size("train")
+
+    def only_head_trains(self) -> bool:
+        """Whether features never change: only the head is trained, with fixed preprocessing."""
+        moving = [p for p in self.patched.parameters if p.role in (TRAINED, "statistics")]
+        return bool(moving) and all(p.kind == "head" for p in moving) and not self.pipeline.augmented
+
+
+def prepare_tasks(
+    backbone: Backbone, tasks: Sequence[Task], *, shared_trained: bool, steps: int | None = None, seed: int = 0
+) -> list[PreparedTask]:
+    """Prepares the tasks of a run.
+
+    Args:
+      backbone: shared by all.
+      tasks: with distinct names.
+      shared_trained: whether shared weights are learned.
+      steps: step target of a task of weight 1 that names none.
+      seed: of heads, validation splits and data order.
+
+    Raises:
+      ConfigError: no task, a name used twice, or an image too small.
+      DataError: data that cannot be opened.
+      PatchError: a patch that does not fit the backbone.
+    """
+    if not tasks:
+        raise errors.ConfigError("a run needs at least one task")
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise errors.ConfigError(f"task name '{name}' is used twice; every task needs its own")
+    if steps is not None and steps <= 0:
+        raise errors.ConfigError(f"steps={steps}: wanted a positive number")
+    shared_heads: dict[tuple[str, ...], keras.layers.Dense] = {}
+    prepared = []
+    for task in tasks:
+        task_seed = zlib.crc32(f"{seed}/{task.name}".encode()) & 0x7FFFFFFF
+        source = open_source(task.data, task.data_dir)
+        splits = Splits(source, seed=seed, validation=task.validation)
+        patched = apply_patches(
+            backbone,
+            task.patch,
+            classes=len(source.labels),
+            image_size=task.image_size,
+            shared_trained=shared_trained,
+            shared_head=shared_heads.get(source.labels),
+            dropout=task.dropout,
+            seed=task_seed,
+            name=task.name,
+        )
+        if head_is_shared(patched.spec):
+            shared_heads.setdefault(source.labels, patched.head)
+        pipeline = Pipeline(
+            source,
+            splits,
+            patched.image_size,
+            task.batch_size,
+            len(source.labels),
+            augment=task.augment,
+            seed=task_seed,
+            cache=task.cache,
+        )
+        loss = MeanLoss(task.loss, task.label_smoothing)
+        metrics = Metrics(task.metrics, task.loss)
+        target = task.step_target(steps, splits.size("train"))
+        prepared.append(PreparedTask(task, source.labels, pipeline, splits, patched, loss, metrics, target))
+    return prepared
