@@ -49,7 +49,9 @@ class Backbone:
                 f"{type(self.model).__name__}. Build it with keras.Model(inputs, features)"
             )
         if len(self.model.output.shape) != 2:
-            raise errors.ConfigError(f"backbone '{self.name}' must put out features (batch, n), got {self.model.output.shape}")
+            raise errors.ConfigError(
+                f"backbone '{self.name}' must put out features (batch, n), got {self.model.output.shape}"
+            )
         canonical.rename(self.model)
 
     @functools.cached_property
@@ -107,7 +109,9 @@ def check_fit(what: str, variables: Mapping[str, keras.Variable], tensors: Mappi
     """Raises ArtifactError unless `tensors` has exactly the names and shapes of `variables`; says what differs."""
     missing, extra = sorted(set(variables) - set(tensors)), sorted(set(tensors) - set(variables))
     if missing or extra:
-        parts = [f"{len(names)} {word} (first: {names[0]})" for names, word in ((missing, "missing"), (extra, "unknown")) if names]
+        parts = [
+            f"{len(names)} {word} (first: {names[0]})" for names, word in ((missing, "missing"), (extra, "unknown")) if names
+        ]
         raise errors.ArtifactError(f"tensors do not fit {what}: {', '.join(parts)}")
     for key, variable in variables.items():
         if tuple(variable.shape) != tuple(tensors[key].shape):

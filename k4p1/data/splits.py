@@ -71,7 +71,9 @@ class Splits:
         self._name = source.name
         for name in self._parts:
             if not self.size(name):
-                raise errors.DataError(f"{source.name} is too small: {sizes['train']} training examples leave none for {name}")
+                raise errors.DataError(
+                    f"{source.name} is too small: {sizes['train']} training examples leave none for {name}"
+                )
 
     def parts(self, split: str) -> list[Part]:
         """The parts that make up a split.

@@ -33,9 +33,7 @@ class Tfds(Source):
         except tfds.core.DatasetNotFoundError as e:
             close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3, cutoff=0.6)
             hint = f"; nearest TFDS names: {', '.join(close)}" if close else ""
-            raise errors.DataError(
-                f"no data set '{name}': neither embedded, nor a folder, nor known to TFDS{hint}"
-            ) from e
+            raise errors.DataError(f"no data set '{name}': neither embedded, nor a folder, nor known to TFDS{hint}") from e
         except Exception as e:  # TFDS raises many kinds for a damaged directory or version
             raise errors.DataError(f"TFDS cannot open '{name}': {_first_line(e)}") from e
         if not self._builder.info.splits:

@@ -71,7 +71,14 @@ def plan_groups(models: Mapping[str, PatchedModel], optimization: Optimization) 
         owner = SHARED if parameter.owner == SHARED else users[identity][0]
         rate = "head" if parameter.kind == "head" else SHARED if owner == SHARED else "patch"
         decay = optimization.decay_of(rate, parameter.kind, len(parameter.variable.shape))
-        key = (owner, tuple(users[identity]), parameter.role, parameter.kind, rate, decay if parameter.role == TRAINED else 0.0)
+        key = (
+            owner,
+            tuple(users[identity]),
+            parameter.role,
+            parameter.kind,
+            rate,
+            decay if parameter.role == TRAINED else 0.0,
+        )
         members.setdefault(key, []).append(parameter)
     return [_group(*key, parameters=listed, taken=index) for index, (key, listed) in enumerate(members.items())]
 

@@ -66,9 +66,7 @@ class SGD(Optimizer):
 
     def _apply(self, vector, slots, gradient, learning_rate, updates):
         if not self.momentum:
-            tf.raw_ops.ResourceApplyGradientDescent(
-                var=vector.handle, alpha=learning_rate, delta=gradient, use_locking=True
-            )
+            tf.raw_ops.ResourceApplyGradientDescent(var=vector.handle, alpha=learning_rate, delta=gradient, use_locking=True)
             return
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=vector.handle,

@@ -65,9 +65,7 @@ class Reporter:
             start, _ = self._started.setdefault(task, (now, done[task]))
             self._examples[task] += examples[task]
             speed = self._examples[task] / (now - start) if now > start else 0.0
-            self._progress.update(
-                self._bars[task], completed=done[task], loss=f"{losses[task]:.3f}", speed=f"{speed:,.0f}"
-            )
+            self._progress.update(self._bars[task], completed=done[task], loss=f"{losses[task]:.3f}", speed=f"{speed:,.0f}")
             self._log("train", task, done[task], {"loss": losses[task]})
         if not self._console.is_terminal and now - self._last_line > _PLAIN_LINE_SECONDS:
             self._last_line = now

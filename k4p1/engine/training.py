@@ -79,7 +79,11 @@ class Progress:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"best": self.best if math.isfinite(self.best) else None, "best_step": self.best_step, "skipped": self.skipped}
+        return {
+            "best": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
+            "skipped": self.skipped,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Progress":

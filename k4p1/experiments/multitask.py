@@ -18,4 +18,4 @@ def train(*, backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task],
     Returns:
       Result, task models and backbone; on disk, `model_dir` with backbone, patch files and `result.json`.
     """
-    return run(backbone, tasks, shared_trained=True, settings=RunSettings(**settings))
+    return run(backbone, tasks, shared_trained=True, settings=RunSettings.of("train", **settings))

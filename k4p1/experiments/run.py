@@ -88,6 +88,15 @@ class RunSettings:
     quiet: bool = False
     texts: Callable[[], Mapping[str, str]] = dict
 
+    @classmethod
+    def of(cls, function: str, **settings: Any) -> "RunSettings":
+        """Settings given to a run function; an unknown one is refused with the nearest name."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise errors.ConfigError(errors.unknown(f"setting of {function}", name, known))
+        return cls(**settings)
+
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
@@ -114,23 +123,24 @@ def run(
     keras.utils.set_random_seed(settings.seed)
     backbone = backbone() if callable(backbone) else backbone
     # 2. Data and models.
-    prepared = prepare_tasks(
-        backbone, tasks, shared_trained=shared_trained, steps=settings.steps, seed=settings.seed
-    )
+    prepared = prepare_tasks(backbone, tasks, shared_trained=shared_trained, steps=settings.steps, seed=settings.seed)
     if not shared_trained:
         _warn_of_random_heads(prepared)
     optimization = settings.optimization or Optimization()
     steps = {task.name: task.steps for task in prepared}
+    texts = settings.texts()
     if settings.dry_run:
         tables.print_parameters(prepared)
-        _train(prepared, optimization, dataclasses.replace(settings, model_dir=None), None, "", stop_after=len(prepared))
+        trial = dataclasses.replace(settings, quiet=True)
+        _train(prepared, optimization, trial, None, "", stop_after=len(prepared))
+        print("dry run: every task took one step; nothing was written")
         return RunResult({}, {task.name: task.patched for task in prepared}, backbone)
     # 3. The folder, if it is this run's.
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
     run_hash = ""
     if folder is not None:
         description = _describe(backbone, prepared, optimization, shared_trained, settings)
-        run_hash = folder.begin(description, settings.texts(), settings.resume)
+        run_hash = folder.begin(description, texts, settings.resume)
         for task in prepared:
             folder.write_task(task.task, task.labels, settings.seed)
     # 4. Training; the joint best state of all tasks.
@@ -183,8 +193,9 @@ def _train(
                 loss=task.loss,
                 metrics=task.metrics,
                 selecting=task.task.metrics[0],
-                validation=None if refit or stop_after or not task.splits.has("validation") else
-                functools.partial(data.sequential, "validation"),
+                validation=None
+                if refit or stop_after or not task.splits.has("validation")
+                else functools.partial(data.sequential, "validation"),
                 optimization=dataclasses.replace(optimization, **{k: v for k, v in own.items() if v is not None}),
             )
         )
@@ -217,9 +228,7 @@ def _recalibrate(prepared: Sequence[PreparedTask], optimization: Optimization, b
     """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones."""
     groups = plan_groups({task.name: task.patched for task in prepared}, optimization)
     vectors = {group.name: group.initial() for group in groups}
-    shared = frozenset(
-        name for g in groups if g.role == STATISTICS and g.owner == SHARED for name in g.packing.names
-    )
+    shared = frozenset(name for g in groups if g.role == STATISTICS and g.owner == SHARED for name in g.packing.names)
     from_tasks: dict[str, list[np.ndarray]] = {}
     for task in prepared:
         pure = PureTask(task.name, task.patched, groups)
@@ -243,7 +252,9 @@ def _finish(
         backbone_files.save(backbone, folder.backbone)
     groups = plan_groups({task.name: task.patched for task in prepared}, Optimization())
     vectors = {group.name: group.initial() for group in groups}
-    shared = {p.key: p.size for t in prepared for p in t.patched.parameters if p.owner == SHARED and p.role in (TRAINED, FIXED)}
+    shared = {
+        p.key: p.size for t in prepared for p in t.patched.parameters if p.owner == SHARED and p.role in (TRAINED, FIXED)
+    }
     result: dict[str, Any] = {"shared_parameters": sum(shared.values()), "shared_trained": shared_trained, "tasks": {}}
     for task in prepared:
         evaluator = Evaluator(PureTask(task.name, task.patched, groups), task.metrics)
@@ -300,7 +311,8 @@ def _describe(backbone, prepared, optimization, shared_trained, settings: RunSet
     return {
         "backbone": {"name": backbone.name, "config": _plain(backbone.config), "fingerprint": backbone.fingerprint()},
         "tasks": [
-            {**plain_task(t.task), "schedule": repr(t.task.schedule), "steps": t.steps, "labels": list(t.labels)} for t in prepared
+            {**plain_task(t.task), "schedule": repr(t.task.schedule), "steps": t.steps, "labels": list(t.labels)}
+            for t in prepared
         ],
         "optimization": repr(optimization),
         "shared_trained": shared_trained,

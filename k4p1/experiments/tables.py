@@ -32,7 +32,10 @@ def print_result(result: Mapping[str, Any]) -> None:
             name,
             f"{task['steps']:,}",
             *("-" if a is None else f"{a:.3f}" for a in accuracies),
-            *(f"{task[key]:,}" for key in ("private_trained", "private_statistics", "patch_bytes")),
+            *(
+                "-" if task[key] is None else f"{task[key]:,}"
+                for key in ("private_trained", "private_statistics", "patch_bytes")
+            ),
         )
     _print(table)
 
@@ -54,4 +57,6 @@ def _table(title: str, *columns: str) -> rich_table.Table:
 
 def _print(table: rich_table.Table) -> None:
     console = rich_console.Console()
-    console.print(table, width=None if console.is_terminal else 110)
+    if not console.is_terminal:
+        console = rich_console.Console(width=120)
+    console.print(table)

@@ -18,4 +18,4 @@ def finetune(*, backbone: Backbone | Callable[[], Backbone], task: Task, **setti
     Returns:
       Result, task model and backbone.
     """
-    return run(backbone, [task], shared_trained=False, settings=RunSettings(**settings))
+    return run(backbone, [task], shared_trained=False, settings=RunSettings.of("finetune", **settings))

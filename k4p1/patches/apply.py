@@ -254,4 +254,3 @@ def _untrained_role(variable: keras.Variable) -> str:
     if not keras.backend.is_float_dtype(variable.dtype):
         return RANDOM
     return STATISTICS if variable.name.startswith("moving_") else FIXED
-

@@ -59,4 +59,3 @@ class PatchSpec:
 
     def __str__(self) -> str:
         return "+".join(map(str, self.kinds)) or NONE
-

@@ -68,4 +68,3 @@ class CachedFeatures:
                 columns["weight"].append(batch["weight"].numpy())
             self._splits[split] = {name: np.concatenate(parts) for name, parts in columns.items()}
         return self._splits[split]
-

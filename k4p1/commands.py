@@ -1,0 +1,80 @@
+"""What the subcommands do: flags in, text and files out."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from k4p1 import config, errors
+from k4p1.experiments import evaluate as evaluation
+from k4p1.experiments import inspection, tables
+
+
+def train(f: flags.FlagValues) -> None:
+    """`k4p1 train`."""
+    _run("train", f)
+
+
+def finetune(f: flags.FlagValues) -> None:
+    """`k4p1 finetune`."""
+    _run("finetune", f)
+
+
+def _run(name: str, f: flags.FlagValues) -> None:
+    if f.model_dir is None and not f.dry_run:
+        raise errors.ConfigError(f"k4p1 {name} wants --model_dir, or --dry_run")
+    # A file on the command line replaces the default one.
+    text = config.load(f.gin_file, f.gin_bindings)
+
+    def texts() -> Mapping[str, str]:
+        for binding in config.unread():
+            print(f"k4p1: warning: nobody reads binding '{binding}'", file=sys.stderr)
+        command = " ".join(map(shlex.quote, ["k4p1", *sys.argv[1:]]))
+        return {"config.gin": text, "operative_config.gin": config.operative(), "command.txt": command + "\n"}
+
+    try:
+        config.CONFIGURABLES[name](model_dir=f.model_dir, dry_run=f.dry_run, resume=f.resume, texts=texts)
+    except TypeError as e:
+        missing = str(e).splitlines()[0]
+        if "argument" not in missing:
+            raise
+        raise errors.ConfigError(f"{missing}; is {', '.join(f.gin_file)} a file for 'k4p1 {name}'?") from e
+
+
+def evaluate(f: flags.FlagValues) -> None:
+    """`k4p1 evaluate`."""
+    found = evaluation.evaluate(f.model_dir, f.task, f.split, f.data)
+    rows = []
+    for task, metrics in found.items():
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples")
+        rows.append((task, f"{metrics['examples']:,.0f}", shown))
+    tables.print_rows(f"Split {f.split}", ("task", "examples", "metrics"), rows)
+
+
+def predict(f: flags.FlagValues, images: Sequence[str]) -> None:
+    """`k4p1 predict`."""
+    found = evaluation.predict(f.model_dir, f.task, images, f.top)
+    rows = [(path, ", ".join(f"{label} {probability:.3f}" for label, probability in best)) for path, best in found]
+    tables.print_rows("Predictions", ("image", "label and probability"), rows)
+
+
+def export(f: flags.FlagValues) -> None:
+    """`k4p1 export`."""
+    for task, (path, difference) in evaluation.export(f.model_dir, f.export_dir, f.task).items():
+        print(f"task '{task}': {path}; largest difference of the logits on a probe batch: {difference:.2g}")
+
+
+def inspect(f: flags.FlagValues, paths: Sequence[str]) -> None:
+    """`k4p1 inspect`."""
+    for path in paths:
+        for title, rows in inspection.inspect(path):
+            print(title)
+            for name, value in rows:
+                print(f"  {name:<22} {value}")
+
+
+def configs(f: flags.FlagValues) -> None:
+    """`k4p1 configs`."""
+    for name, summary in config.shipped().items():
+        print(f"{name:<24} {summary}")

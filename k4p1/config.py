@@ -1,0 +1,116 @@
+"""gin configuration: what gin files can name, where they are found, and mistakes that gin itself lets pass."""
+
+import inspect
+import pathlib
+import re
+from collections.abc import Sequence
+
+import gin
+
+from k4p1 import backbones, engine, errors
+from k4p1.engine import optimizers, schedules
+from k4p1.experiments import multitask, transfer
+from k4p1.tasks import Task
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
+_BINDING = re.compile(r"^((?:[\w.-]+/)*)([\w.]+)\.(\w+) =", re.MULTILINE)
+_REFERENCE = re.compile(r"%(\w+)")
+
+_CONFIGURABLES = {
+    "train": multitask.train,
+    "finetune": transfer.finetune,
+    "Task": Task,
+    "mobilenet_v2": backbones.mobilenet_v2,
+    "inception_v3": backbones.inception_v3,
+    "application": backbones.application,
+    "Optimization": engine.Optimization,
+    "k4p1_rmsprop": engine.k4p1_rmsprop,
+    "SGD": optimizers.SGD,
+    "RMSProp": optimizers.RMSProp,
+    "Adam": optimizers.Adam,
+    "AdamW": optimizers.AdamW,
+    "Constant": schedules.Constant,
+    "Cosine": schedules.Cosine,
+    "Exponential": schedules.Exponential,
+}
+CONFIGURABLES = {name: gin.external_configurable(f, name=name, module="k4p1") for name, f in _CONFIGURABLES.items()}
+"""What a gin file can set, by name: run functions, tasks, backbones, optimization, schedules."""
+
+
+def config_folder() -> pathlib.Path:
+    """Where the shipped gin files are: inside an installed package, or `gin/` of a source checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "gin"
+
+
+def shipped() -> dict[str, str]:
+    """The shipped gin files by short name, each with the first line of its comment."""
+    files = sorted(config_folder().glob("*.gin"))
+    return {path.stem: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for path in files}
+
+
+def find(name: str) -> pathlib.Path:
+    """The gin file of a path or a short name.
+
+    Raises:
+      ConfigError: no such file; the nearest short name is shown.
+    """
+    for candidate in (pathlib.Path(name).expanduser(), config_folder() / name, config_folder() / f"{name}.gin"):
+        if candidate.is_file():
+            return candidate
+    raise errors.ConfigError(errors.unknown("gin file", name, shipped()))
+
+
+def load(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> str:
+    """Reads gin files and bindings into gin's configuration, in this order, and returns it as text.
+
+    Raises:
+      ConfigError: bad syntax, an unknown name or parameter, a macro that nobody references, or one without a value.
+    """
+    gin.clear_config()
+    gin.add_config_file_search_path(str(config_folder()))
+    paths = [str(find(name)) for name in gin_files]
+    try:
+        gin.parse_config_files_and_bindings(paths, list(bindings), finalize_config=False)
+    except SyntaxError as e:
+        raise errors.ConfigError(f"gin cannot read {(e.text or '').strip() or e.filename!r}: {e.msg}") from e
+    except (ValueError, TypeError, OSError) as e:
+        raise errors.ConfigError(_explain(str(e))) from e
+    text = gin.config_str()
+    macros, used = set(_MACRO.findall(text)), set(_REFERENCE.findall(text))
+    for name in sorted(macros - used):
+        raise errors.ConfigError(
+            f"nobody references macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}"
+        )
+    for name in sorted(used - macros):
+        raise errors.ConfigError(
+            f"macro '%{name}' has no value; {errors.nearest(name, macros)}give one: --gin_bindings '{name} = ...'"
+        )
+    return text
+
+
+def operative() -> str:
+    """What gin has handed out so far, defaults included."""
+    return gin.operative_config_str()
+
+
+def unread() -> list[str]:
+    """Bindings that nobody has read so far."""
+    read = [(scopes, name.rsplit(".", 1)[-1], option) for scopes, name, option in _BINDING.findall(operative())]
+    return [
+        f"{scopes}{name}.{option}"
+        for scopes, name, option in _BINDING.findall(gin.config_str())
+        if not any(r[1:] == (name.rsplit(".", 1)[-1], option) and (not scopes or r[0] == scopes) for r in read)
+    ]
+
+
+def _explain(message: str) -> str:
+    """gin's message as one line, with the nearest name."""
+    message = message.strip().splitlines()[0]
+    if match := re.search(r"No configurable matching '?(?:[\w.-]+/)*([\w.]+)'?", message):
+        return errors.unknown("configurable", match[1], CONFIGURABLES)
+    if match := re.search(r"Configurable '(\w+)' doesn't have a parameter named '(\w+)'", message):
+        target = _CONFIGURABLES.get(match[1])
+        return errors.unknown(f"parameter of {match[1]}", match[2], inspect.signature(target).parameters if target else ())
+    return f"gin: {message}"

@@ -1,0 +1,1 @@
+"""Run functions: what a user starts, in Python or from a gin file."""

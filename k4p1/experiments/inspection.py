@@ -1,0 +1,112 @@
+"""Describes a file or folder of k4p1: what it is, parameters, bytes, fingerprint."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from k4p1 import artifact, errors
+from k4p1.engine import checkpoints
+from k4p1.experiments.model_dir import ModelDir
+
+Rows = Sequence[tuple[str, object]]
+
+
+def inspect(path: str | pathlib.Path) -> list[tuple[str, Rows]]:
+    """(title, rows of name and value) for a patch file, backbone file, head file, checkpoint, model directory or export.
+
+    Raises:
+      ArtifactError: missing, damaged, or none of these.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise errors.ArtifactError(f"no file or folder {path}")
+    if path.is_file():
+        return [_file(path)]
+    if (path / "run.json").is_file():
+        return _model_dir(ModelDir(path))
+    exports = sorted(path.rglob("saved_model.pb"))
+    if exports:
+        return [_export(export.parent) for export in exports]
+    raise errors.ArtifactError(f"{path} is neither a model_dir nor an export of k4p1")
+
+
+def _file(path: pathlib.Path) -> tuple[str, Rows]:
+    from k4p1.backbones import files as backbone_files
+    from k4p1.export import patch_file
+
+    kinds = {
+        patch_file.FORMAT: patch_file.VERSION,
+        patch_file.HEAD_FORMAT: patch_file.VERSION,
+        backbone_files.FORMAT: backbone_files.VERSION,
+        checkpoints.FORMAT: checkpoints.VERSION,
+    }
+    kind = artifact.read_header(path).get("format", "")
+    if kind not in kinds:
+        raise errors.ArtifactError(f"{path} is no file of k4p1")
+    tensors, metadata = artifact.read(path, kind, kinds[kind])
+    values = sum(tensor.size for tensor in tensors.values())
+    rows: list[tuple[str, object]] = [("bytes", f"{path.stat().st_size:,}"), ("values", f"{values:,}")]
+    if kind == patch_file.FORMAT:
+        info = patch_file.PatchInfo.from_metadata(metadata)
+        statistics = sum(t.size for name, t in tensors.items() if "/moving_" in name)
+        shown = info.labels if len(info.labels) <= 8 else (*info.labels[:8], "...")
+        rows += [
+            ("task", info.task),
+            ("spec", info.spec),
+            ("private parameters", f"{values - statistics:,}"),
+            ("private statistics", f"{statistics:,}"),
+            ("policy", _policy(json.loads(metadata["patch"])["options"])),
+            ("labels", f"{len(info.labels)}: {', '.join(shown)}"),
+            ("image size", "x".join(map(str, info.image_size))),
+            ("input scaling", info.scaling),
+            ("backbone", info.backbone),
+            ("backbone fingerprint", info.fingerprint),
+            ("shared head", info.shared_head or "none"),
+            ("written by", f"k4p1 {info.k4p1_version}"),
+        ]
+    elif kind == backbone_files.FORMAT:
+        rows += [(name, metadata[name]) for name in ("name", "scaling", "fingerprint")]
+        config = metadata["config"]
+        rows.append(("config", config if len(config) < 200 else config[:200] + "..."))
+    elif kind == checkpoints.FORMAT:
+        rows += [(name, int(tensor)) for name, tensor in tensors.items() if name.startswith("ticket/")]
+        rows.append(("progress", metadata["progress"]))
+    else:
+        rows.append(("labels", metadata["labels"]))
+    rows.append(("content hash", artifact.read_header(path)["content_hash"]))
+    return f"{kind} {path}", rows
+
+
+def _policy(options: dict[str, dict[str, object]]) -> str:
+    """Every option of every kind, defaults included."""
+    return (
+        "; ".join(f"{kind}: {', '.join(f'{k}={v}' for k, v in given.items())}" for kind, given in options.items()) or "none"
+    )
+
+
+def _model_dir(folder: ModelDir) -> list[tuple[str, Rows]]:
+    run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    rows: list[tuple[str, object]] = [("config hash", run["config_hash"]), ("versions", versions)]
+    kept = checkpoints.Checkpoints(folder.checkpoints).paths()
+    rows.append(("checkpoints", ", ".join(path.name for path in kept) or "none"))
+    rows.append(("finished", "yes" if folder.result.is_file() else "no"))
+    files = [folder.backbone, *sorted(folder.root.glob("tasks/*/patch.safetensors"))]
+    return [(f"model_dir {folder.root}", rows), *(_file(path) for path in files if path.is_file())]
+
+
+def _export(path: pathlib.Path) -> tuple[str, Rows]:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    rows: list[tuple[str, object]] = [
+        ("bytes", f"{sum(p.stat().st_size for p in path.rglob('*') if p.is_file()):,}"),
+    ]
+    for name, signature in loaded.signatures.items():
+        inputs = ", ".join(f"{k}: {v.dtype.name} {v.shape}" for k, v in signature.structured_input_signature[1].items())
+        outputs = ", ".join(f"{k}: {v.dtype.name} {v.shape}" for k, v in signature.structured_outputs.items())
+        rows.append((f"signature {name}", f"{inputs} -> {outputs}"))
+    labels = path / "assets" / "labels.txt"
+    if labels.is_file():
+        rows.append(("labels", ", ".join(labels.read_text(encoding="utf-8").split("\n")[:-1][:12])))
+    return f"SavedModel {path}", rows

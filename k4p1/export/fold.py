@@ -1,0 +1,25 @@
+"""Folds a patch into plain Keras layers: the model of one task, at the cost of the unpatched backbone."""
+
+import keras
+
+from k4p1.patches.patched_layer import PatchedLayer, private_copy
+
+
+def fold(model: keras.Model) -> keras.Model:
+    """A copy of a task model without patched layers; it shares no variable with the original.
+
+    A patched batch normalisation becomes a plain one with the task's values, a patched convolution a plain one with scale,
+    bias and kernel written into its weights. The function at inference stays the same, up to rounding.
+
+    Args:
+      model: a task model.
+    """
+
+    made: dict[int, keras.layers.Layer] = {}
+
+    def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if id(layer) not in made:
+            made[id(layer)] = layer.folded() if isinstance(layer, PatchedLayer) else private_copy(layer)
+        return made[id(layer)]
+
+    return keras.models.clone_model(model, clone_function=plain, recursive=True)

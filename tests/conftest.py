@@ -1,0 +1,100 @@
+"""What all tests share: a quiet TensorFlow, small networks, and real data beside the project where it is there."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from k4p1 import backbones
+
+BESIDE = pathlib.Path(os.environ.get("K4P1_SHARED", pathlib.Path(__file__).resolve().parents[2] / "shared"))
+"""Folder with `data/` and `weights/`: real images and pretrained weights. Tests that need it skip without it."""
+
+
+def pytest_configure(config):
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+
+
+@pytest.fixture(scope="session")
+def weights_file() -> pathlib.Path:
+    """ImageNet weights of MobileNetV2 0.35."""
+    path = BESIDE / "weights" / "mobilenet_v2_0.35_224_imagenet_notop.weights.h5"
+    if not path.is_file():
+        pytest.skip("the pretrained weights are not beside the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """Prepared TFDS directories of real images."""
+    path = BESIDE / "data"
+    if not path.is_dir():
+        pytest.skip("the real images are not beside the project")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """Every test starts with the default precision."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def small_model(batch_normalisation: bool = True, seed: int = 0) -> keras.Model:
+    """Convolution, depthwise convolution and 1x1 convolution of a few channels, weights away from their defaults."""
+    keras.utils.set_random_seed(seed)
+    image = x = keras.Input((None, None, 3))
+    layers = keras.layers
+    for name, layer in {
+        "stem": layers.Conv2D(6, 3, strides=2, padding="same", use_bias=not batch_normalisation, name="stem"),
+        "spatial": layers.DepthwiseConv2D(3, padding="same", use_bias=not batch_normalisation, name="spatial"),
+        "mix": layers.Conv2D(8, 1, use_bias=not batch_normalisation, name="mix"),
+    }.items():
+        x = layer(x)
+        if batch_normalisation:
+            x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+        x = layers.ReLU(name=f"{name}_relu")(x)
+    model = keras.Model(image, layers.GlobalAveragePooling2D(name="pool")(x), name="small")
+    random = np.random.default_rng(seed)
+    for variable in model.variables:
+        values = random.normal(0.0, 0.3, variable.shape)
+        variable.assign(1.0 + np.abs(values) if variable.name in ("gamma", "moving_variance") else values)
+    return model
+
+
+@pytest.fixture
+def small_backbone() -> backbones.Backbone:
+    """A network with batch normalisation that is built in milliseconds."""
+    return backbones.from_model(small_model(), name="small", scaling="symmetric")
+
+
+@pytest.fixture
+def plain_backbone() -> backbones.Backbone:
+    """The same without batch normalisation."""
+    return backbones.from_model(small_model(batch_normalisation=False), name="small_plain", scaling="symmetric")
+
+
+@pytest.fixture(scope="session")
+def mobilenet() -> backbones.Backbone:
+    """MobileNetV2 1.0, random weights."""
+    return backbones.mobilenet_v2()
+
+
+@pytest.fixture(scope="session")
+def inception() -> backbones.Backbone:
+    """InceptionV3, random weights."""
+    return backbones.inception_v3()
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Four images of 16 x 16 pixels, 0 to 255."""
+    return np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)).astype("float32")
