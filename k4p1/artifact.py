@@ -71,7 +71,7 @@ def write(
     path: str | pathlib.Path, kind: str, version: int, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
     """Writes a safetensors file whose metadata names its format, version and content hash; atomically."""
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {name: np.array(value, order="C") for name, value in tensors.items()}
     header = {**metadata, "format": kind, "version": str(version)}
     header["content_hash"] = content_hash.digest(tensors, header)
     content = safetensors.numpy.save(tensors, metadata=header)

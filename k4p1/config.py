@@ -3,10 +3,10 @@
 import inspect
 import pathlib
 import re
+import tokenize
 from collections.abc import Sequence
 
 import gin
-
 from k4p1 import backbones, engine, errors
 from k4p1.engine import optimizers, schedules
 from k4p1.experiments import multitask, transfer
@@ -74,18 +74,26 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     try:
         gin.parse_config_files_and_bindings(paths, list(bindings), finalize_config=False)
     except SyntaxError as e:
-        raise errors.ConfigError(f"gin cannot read {(e.text or '').strip() or e.filename!r}: {e.msg}") from e
+        where = (e.text or "").strip() or e.filename or "; ".join(bindings)
+        reason = (
+            "a value is number, quoted text, list, @configurable or %macro"
+            if "malformed" in e.msg
+            else e.msg.splitlines()[0]
+        )
+        raise errors.ConfigError(f"gin cannot read {where!r}: {reason}") from e
+    except tokenize.TokenError as e:
+        raise errors.ConfigError(f"gin cannot read {'; '.join([*gin_files, *bindings])!r}: {e.args[0]}") from e
     except (ValueError, TypeError, OSError) as e:
         raise errors.ConfigError(_explain(str(e))) from e
     text = gin.config_str()
     macros, used = set(_MACRO.findall(text)), set(_REFERENCE.findall(text))
-    for name in sorted(macros - used):
-        raise errors.ConfigError(
-            f"nobody references macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}"
-        )
     for name in sorted(used - macros):
         raise errors.ConfigError(
             f"macro '%{name}' has no value; {errors.nearest(name, macros)}give one: --gin_bindings '{name} = ...'"
+        )
+    for name in sorted(macros - used):
+        raise errors.ConfigError(
+            f"nobody references macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}"
         )
     return text
 
@@ -108,7 +116,7 @@ def unread() -> list[str]:
 def _explain(message: str) -> str:
     """gin's message as one line, with the nearest name."""
     message = message.strip().splitlines()[0]
-    if match := re.search(r"No configurable matching '?(?:[\w.-]+/)*([\w.]+)'?", message):
+    if match := re.search(r"No configurable matching (?:reference )?'?@?(?:[\w.-]+/)*([\w.]+)", message):
         return errors.unknown("configurable", match[1], CONFIGURABLES)
     if match := re.search(r"Configurable '(\w+)' doesn't have a parameter named '(\w+)'", message):
         target = _CONFIGURABLES.get(match[1])

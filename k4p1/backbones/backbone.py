@@ -14,7 +14,8 @@ from k4p1.patches.kind import LayerSite
 
 _STRUCTURAL = (
     "filters kernel_size strides padding dilation_rate groups depth_multiplier units use_bias activation pool_size axis "
-    "epsilon center scale max_value negative_slope threshold keepdims rate normalization target_shape"
+    "epsilon center scale offset max_value negative_slope threshold keepdims rate normalization target_shape size "
+    "interpolation cropping"
 ).split()
 
 
@@ -88,13 +89,16 @@ class Backbone:
         check_fit(f"backbone '{self.name}'", self.variables(), tensors)
         for key, variable in self.variables().items():
             variable.assign(tensors[key])
+        for site in self.sites:
+            if isinstance(site.layer, keras.layers.Normalization):
+                site.layer.finalize_state()
 
     def set_trainable(self, trained: bool) -> None:
         """Says what plain `fit` and `summary` of a task model do with shared variables; the engine does not look at it."""
         for site in self.sites:
+            learned = learned_variables(site.layer)
             for variable in site.layer.variables:
-                is_statistic = variable.name.startswith("moving_")
-                variable.trainable = trained and not is_statistic and keras.backend.is_float_dtype(variable.dtype)
+                variable.trainable = trained and id(variable) in learned
 
     def structure_hash(self) -> str:
         """SHA-256 of layers, connections and variable shapes; input size and input name are no part of it."""
@@ -103,6 +107,11 @@ class Backbone:
     def fingerprint(self) -> str:
         """What a patch file is bound to: the hash of structure and of all shared values."""
         return content_hash.digest(self.tensors(), {"structure": self.structure_hash()})
+
+
+def learned_variables(layer: keras.layers.Layer) -> set[int]:
+    """The ids of the variables that gradients are meant to train, whether or not the layer is frozen at present."""
+    return {id(variable) for part in layer._flatten_layers() for variable in part._trainable_variables}
 
 
 def check_fit(what: str, variables: Mapping[str, keras.Variable], tensors: Mapping[str, np.ndarray]) -> None:
@@ -128,11 +137,12 @@ def _key(variable: keras.Variable, layer: keras.layers.Layer) -> str:
 
 def _describe(model: keras.Model) -> list[Any]:
     described = []
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
+    for layer in canonical.operations(model):
         if canonical.is_graph(layer):
             what: Any = _describe(layer)
+        elif not isinstance(layer, keras.layers.Layer):
+            described.append([layer.name, type(layer).__name__, _operation(layer), [], _sources(layer, model)])
+            continue
         else:
             config = layer.get_config()
             what = {key: _plain(config[key]) for key in _STRUCTURAL if config.get(key) is not None}
@@ -143,6 +153,8 @@ def _describe(model: keras.Model) -> list[Any]:
 
 def _sources(layer: keras.layers.Layer, model: keras.Model) -> list[list[str]]:
     """For each call of the layer within the model, the names of the layers that feed it."""
+    if isinstance(model, keras.Sequential):  # the order of its layers says it all
+        return []
     inside = {id(operation) for operation in model.operations}
     calls = []
     for node in layer._inbound_nodes:
@@ -152,7 +164,21 @@ def _sources(layer: keras.layers.Layer, model: keras.Model) -> list[list[str]]:
     return calls
 
 
+def _operation(operation: keras.Operation) -> list[Any]:
+    """The settings and constants of an operation that is no layer, such as `x * 0.1`."""
+    config = {key: _plain(value) for key, value in operation.get_config().items() if key not in ("name", "dtype")}
+    constants = [
+        _plain(value)
+        for node in operation._inbound_nodes[:1]
+        for value in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if not isinstance(value, keras.KerasTensor)
+    ]
+    return [config, constants]
+
+
 def _plain(value: Any) -> Any:
+    if hasattr(value, "shape"):
+        return content_hash.digest({"constant": keras.ops.convert_to_numpy(value)})
     if isinstance(value, Mapping):  # a serialized object, such as an activation layer
         return {"class": value.get("class_name"), "config": _plain_config(value.get("config"))}
     if isinstance(value, (list, tuple)):

@@ -12,10 +12,13 @@ import keras
 
 
 def rename(model: keras.Model) -> None:
-    """Gives every layer of a functional model, inner models included, its canonical name within its model."""
-    taken = {layer.name for layer in _own_layers(model) if not _is_automatic(layer)}
+    """Gives every layer of a functional model, inner models included, its canonical name within its model.
+
+    Operations without variables, such as the `+` of `x + y`, are named like layers.
+    """
+    taken = {layer.name for layer in operations(model) if not _is_automatic(layer)}
     ranks: dict[str, int] = {}
-    for layer in _own_layers(model):
+    for layer in operations(model):
         if is_graph(layer):
             rename(layer)
         if _is_automatic(layer):
@@ -29,10 +32,10 @@ def rename(model: keras.Model) -> None:
 
 def leaf_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """The (canonical name, layer) pairs of a renamed model in topological order, inner models opened."""
-    for layer in _own_layers(model):
+    for layer in operations(model):
         if is_graph(layer):
             yield from leaf_layers(layer, f"{prefix}{layer.name}/")
-        else:
+        elif isinstance(layer, keras.layers.Layer):
             yield prefix + layer.name, layer
 
 
@@ -41,14 +44,16 @@ def is_graph(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
 
 
-def _own_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+def operations(model: keras.Model) -> list[keras.Operation]:
+    """The model's layers, and its operations that are no layers, in topological order; inputs left out."""
+    listed = model.layers if isinstance(model, keras.Sequential) else model.operations
+    return [operation for operation in listed if not isinstance(operation, keras.layers.InputLayer)]
 
 
-def _stem(layer: keras.layers.Layer) -> str:
+def _stem(layer: keras.Operation) -> str:
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
-def _is_automatic(layer: keras.layers.Layer) -> bool:
+def _is_automatic(layer: keras.Operation) -> bool:
     return re.fullmatch(rf"{_stem(layer)}(_\d+)?", layer.name) is not None

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from k4p1.engine import fused_batch_normalization
 from k4p1.engine.groups import STATISTICS, ParameterGroup, of_task
 from k4p1.patches.apply import PatchedModel
+from k4p1.patches.patched_batch_normalization import normalised_by
 from k4p1.patches.patched_layer import RANDOM
 
 
@@ -59,7 +61,8 @@ class PureTask:
             base = tf.zeros([2], tf.int32) if seed is None else seed
             drawn = tf.random.experimental.stateless_fold_in(base, index)
             state.append((variable, tf.bitcast(drawn, tf.uint32)))
-        with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
+        fused = normalised_by(fused_batch_normalization.normalise_batch)
+        with fused, keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
             logits = self.model(inputs, training=training)
             penalties = self.model.losses
         statistics = {

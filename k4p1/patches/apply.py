@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from k4p1 import errors
-from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.backbone import Backbone, learned_variables
 from k4p1.backbones.scaling import InputScaling
 from k4p1.patches import patched_convolution
 from k4p1.patches.head import Head
@@ -111,7 +111,6 @@ def apply_patches(
         raise errors.ConfigError(
             f"image size {height}x{width} is too small for {backbone.name}: at least {backbone.minimum_size} pixels a side"
         )
-    backbone.set_trainable(shared_trained)
     plan = _plan(backbone.sites, spec)
     made: dict[int, keras.layers.Layer] = {}
 
@@ -141,6 +140,7 @@ def apply_patches(
         features = keras.layers.Dropout(dropout, name="head_dropout")(features)
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(head(features))
     model = keras.Model(image, logits, name=name)
+    backbone.set_trainable(shared_trained)
 
     listing = _Listing(shared_trained)
     for site in backbone.sites:
@@ -207,11 +207,12 @@ class _Listing:
                     self.recalibrated.add(key)
         still_used = {id(v) for v in used.variables}
         is_patched = isinstance(used, PatchedLayer)
+        learned = learned_variables(site.layer)
         for variable in site.layer.variables:
             if id(variable) not in still_used:
                 continue
             key = f"{site.name}/{variable.name}"
-            role = _shared_role(variable, self.shared_trained)
+            role = _shared_role(variable, self.shared_trained, id(variable) in learned)
             if is_patched and isinstance(site.layer, keras.layers.BatchNormalization):
                 role = FIXED  # frozen statistics, or frozen scale and bias: the backbone's, always
             self._add(key, variable, SHARED, "backbone", role)
@@ -230,24 +231,26 @@ class _Listing:
     def add_head(self, head: keras.layers.Layer, spec: PatchSpec, shared: bool) -> None:
         kind = spec.get("head")
         is_random = isinstance(kind, Head) and kind.mode == "random"
+        head.trainable = not is_random and (self.shared_trained or not shared)
         for variable in head.variables:
             if shared:
                 self._add(f"head/{variable.name}", variable, SHARED, "head", TRAINED if self.shared_trained else FIXED)
             else:
                 self._add(f"head/head/{variable.name}", variable, PRIVATE, "head", FIXED if is_random else TRAINED)
-            variable.trainable = not is_random and (self.shared_trained or not shared)
 
     def add_rest(self, model: keras.Model) -> None:
         for variable in model.variables:  # dropout seeds
             self._add(variable.path, variable, PRIVATE, "random", RANDOM)
 
 
-def _shared_role(variable: keras.Variable, shared_trained: bool) -> str:
+def _shared_role(variable: keras.Variable, shared_trained: bool, learned: bool) -> str:
     if not keras.backend.is_float_dtype(variable.dtype):
         return RANDOM
     if not shared_trained:
         return FIXED
-    return STATISTICS if variable.name.startswith("moving_") else TRAINED
+    if learned:
+        return TRAINED
+    return STATISTICS if variable.name.startswith("moving_") else FIXED
 
 
 def _untrained_role(variable: keras.Variable) -> str:

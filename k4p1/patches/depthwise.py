@@ -40,6 +40,3 @@ class PrivateKernel(patched_layer.LayerPatch):
 
     def kernel(self, kernel):
         return self.private_kernel
-
-    def fold(self, kernel, bias, layer, others):
-        return keras.ops.convert_to_numpy(self.private_kernel), bias, others

@@ -23,6 +23,10 @@ class Full(kind.PatchKind):
     momentum: float = 0.99
     recalibrate: bool = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_momentum(self.momentum)
+
     def fits(self, site, network):
         return True
 

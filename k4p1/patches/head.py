@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from k4p1 import errors
 from k4p1.patches import kind
 
 
@@ -23,6 +24,8 @@ class Head(kind.PatchKind):
     def __post_init__(self):
         super().__post_init__()
         self._check_choice("mode", ("trained", "random", "shared"))
+        if (self.layers, self.stage) != ("*", "all"):
+            raise errors.PatchError("head(layers=..., stage=...): the head is one layer behind the network; it has only 'mode'")
 
     def fits(self, site, network):
         return False

@@ -61,6 +61,10 @@ class PatchKind(abc.ABC):
                 f"{self.name}({option}={value}): {errors.nearest(value, allowed)}Allowed: {', '.join(allowed)}"
             )
 
+    def _check_momentum(self, momentum: float) -> None:
+        if not 0 <= momentum < 1:
+            raise errors.PatchError(f"{self.name}(momentum={momentum}): wanted a number in [0, 1)")
+
     @abc.abstractmethod
     def fits(self, site: LayerSite, network: Sequence[LayerSite]) -> bool:
         """Whether this kind patches the layer, restrictions by name and depth aside."""

@@ -107,7 +107,9 @@ class PatchedConvolution(patched_layer.PatchedLayer):
     def folded(self):
         layer, name = self.layer, kernel_name(self.layer)
         kernel = getattr(self, f"shared_{name}", None)
-        kernel = None if kernel is None else ops.convert_to_numpy(kernel)
+        for patch in self.patches:
+            kernel = patch.kernel(kernel)
+        kernel = ops.convert_to_numpy(kernel)
         bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(output_channels(layer), np.float32)
         others = {}
         for patch in self.patches:

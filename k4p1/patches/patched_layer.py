@@ -48,10 +48,14 @@ def view(layer: keras.layers.Layer, batch_normalise: bool) -> keras.layers.Layer
 
 def private_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A new layer of the same configuration and values that shares nothing with `layer`."""
+    if not isinstance(layer, keras.layers.Layer):  # an operation such as the `+` of `x + y`: it owns nothing
+        return view(layer, True)
     copy = type(layer).from_config(layer.get_config())
     copy.build_from_config(layer.get_build_config())
     for mine, theirs in zip(copy.variables, layer.variables, strict=True):
         mine.assign(theirs)
+    if isinstance(copy, keras.layers.Normalization):
+        copy.finalize_state()
     copy.trainable = True
     return copy
 
@@ -84,11 +88,14 @@ class LayerPatch(keras.layers.Layer):
         return outputs
 
     def fold(self, kernel, bias, layer, others):
-        """The same change written into numpy arrays: returns (kernel, bias, others).
+        """What `output` does, written into numpy arrays: returns (kernel, bias, others).
 
-        `bias` is never None; `others` holds further variables of `layer` that change, by name.
+        `kernel` has been through `kernel()` of all patches and `bias` is never None; `others` holds further variables of
+        `layer` that change, by name.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot be folded")
+        if type(self).output is not LayerPatch.output:
+            raise NotImplementedError(f"{type(self).__name__} cannot be folded")
+        return kernel, bias, others
 
     def private_variables(self) -> list[PrivateVariable]:
         """The variables of this patch, all trained unless a kind says otherwise."""
@@ -129,7 +136,9 @@ class PatchedLayer(keras.layers.Layer):
         return self.layer.compute_output_shape(input_shape)
 
     def get_config(self):
-        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+        shared = keras.saving.serialize_keras_object(self.layer)
+        shared["config"]["trainable"] = any(variable.trainable for variable in self.layer.variables)
+        return {**super().get_config(), "layer": shared}
 
     @classmethod
     def from_config(cls, config):

@@ -36,8 +36,7 @@ class ScaleBias(kind.PatchKind):
         super().__post_init__()
         self._check_choice("statistics", ("private", "frozen"))
         self._check_choice("affine", ("private", "frozen"))
-        if not 0 <= self.momentum < 1:
-            raise errors.PatchError(f"scale_bias(momentum={self.momentum}): wanted a number in [0, 1)")
+        self._check_momentum(self.momentum)
         if (self.statistics, self.affine) == ("frozen", "frozen"):
             raise errors.PatchError("scale_bias(statistics=frozen,affine=frozen) owns nothing; leave scale_bias out")
 

@@ -1,0 +1,125 @@
+"""TensorFlow Datasets: prepared directories and names."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from k4p1 import errors
+from k4p1.data import Pipeline, Splits, Tfds, open_source
+
+LABELS = ("circle", "square", "star")
+
+
+def prepare(root, features, examples):
+    """Writes a prepared TFDS directory with a train and a test split, and returns its path."""
+
+    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(examples), "test": self._generate_examples(examples[:3])}
+
+        def _generate_examples(self, examples):
+            yield from enumerate(examples)
+
+    Made.__module__ = "made"  # TFDS looks for checksums beside the package of a builder
+    builder = Made(data_dir=str(root))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(register_checksums=False))
+    return builder.data_dir
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Twelve PNG images of three classes; image i has the value 10 i everywhere."""
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "picture": tfds.features.Image(shape=(6, 6, 3), encoding_format="png"),
+            "shape": tfds.features.ClassLabel(names=LABELS),
+        }
+    )
+    examples = [{"id": str(i), "picture": np.full((6, 6, 3), 10 * i, np.uint8), "shape": LABELS[i % 3]} for i in range(12)]
+    return prepare(tmp_path_factory.mktemp("tfds"), features, examples)
+
+
+def values_and_labels(source, split):
+    pipeline = Pipeline(source, Splits(source, validation=0), (6, 6), 64, len(source.labels))
+    (batch,) = pipeline.sequential(split)
+    return [(int(x[0, 0, 0]), int(label)) for x, label in zip(batch["inputs"], batch["label"], strict=True)]
+
+
+def test_a_prepared_directory_has_labels_and_sizes(prepared):
+    source = Tfds(prepared)
+    assert source.labels == LABELS
+    assert source.sizes() == {"train": 12, "test": 3}
+
+
+def test_image_and_label_are_found_by_type_and_belong_together(prepared):
+    found = values_and_labels(Tfds(prepared), "train")
+    assert sorted(found) == [(10 * i, i % 3) for i in range(12)]
+
+
+def test_the_order_never_changes(prepared):
+    orders = [values_and_labels(Tfds(prepared), "train") for _ in range(2)]
+    assert orders[0] == orders[1]
+
+
+def test_images_come_encoded(prepared):
+    example = next(iter(Tfds(prepared).examples("train")))
+    assert example["image"].dtype == tf.string
+    assert tf.io.decode_image(example["image"]).shape == (6, 6, 3)
+
+
+def test_the_path_of_a_prepared_directory_opens_it(prepared):
+    assert isinstance(open_source(prepared), Tfds)
+
+
+def test_no_python_runs_in_the_pipeline(prepared):
+    source = Tfds(prepared)
+    data = Pipeline(source, Splits(source), (6, 6), 4, 3, augment="crop+flip").training()
+    graph = tf.raw_ops.DatasetToGraphV2(input_dataset=data._variant_tensor, external_state_policy=1)
+    definition = tf.compat.v1.GraphDef.FromString(graph.numpy())
+    names = {node.op for function in definition.library.function for node in function.node_def}
+    names |= {node.op for node in definition.node}
+    assert "DecodeImage" in names
+    assert not {name for name in names if "PyFunc" in name}
+
+
+def test_real_images(real_data):
+    source = open_source(str(real_data / "dtd10" / "1.0.0"))
+    assert (len(source.labels), source.sizes()) == (10, {"train": 952, "test": 239})
+    batch = next(iter(Pipeline(source, Splits(source), (32, 32), 8, 10).training()))
+    assert batch["weight"].numpy().tolist() == [1.0] * 8
+    assert 10 < float(tf.math.reduce_std(tf.cast(batch["inputs"], tf.float32))) < 120
+
+
+def test_an_unknown_name_shows_the_nearest():
+    with pytest.raises(errors.DataError, match=r"no data set 'cifar11'.*nearest TFDS names: .*cifar10"):
+        Tfds("cifar11")
+
+
+def test_a_name_that_is_near_nothing():
+    with pytest.raises(errors.DataError, match=r"neither embedded, nor a folder, nor known to TFDS$"):
+        Tfds("qqqqqqqqqqqq")
+
+
+def test_what_is_not_prepared_is_not_downloaded_unasked(tmp_path):
+    with pytest.raises(errors.DataError, match="'mnist' is not prepared; prepare it, or allow the download"):
+        Tfds("mnist", data_dir=str(tmp_path), download=False)
+
+
+def test_a_damaged_directory(prepared, tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{ not json")
+    with pytest.raises(errors.DataError, match=f"TFDS cannot open '{tmp_path}'"):
+        Tfds(str(tmp_path))
+
+
+def test_a_data_set_without_labels(tmp_path):
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(4, 4, 3))})
+    directory = prepare(tmp_path, features, [{"image": np.zeros((4, 4, 3), np.uint8)}] * 3)
+    with pytest.raises(errors.DataError, match="has no ClassLabel feature; it has image"):
+        Tfds(directory)

@@ -1,0 +1,75 @@
+"""Metrics over a split, and population statistics."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.engine.evaluation import Evaluator, recalibrate
+from k4p1.engine.pure import PureTask
+from k4p1.patches.apply import apply_patches
+from k4p1.tasks.losses import Metrics
+from tests.engine.conftest import batches
+
+
+def forward_statistics(patched, run, data):
+    pure = PureTask("a", patched, run.groups)
+    vectors = run.store.vectors()
+    new = recalibrate(pure, vectors, patched.statistics_momentum, patched.recalibrated, data, 100)
+    (name,) = new
+    group = next(g for g in run.groups if g.name == name)
+    return group.packing.unpack_numpy(new[name])
+
+
+def test_recalibration_gives_the_statistics_of_the_whole_population(make_run):
+    """Of the first layer, whose input does not depend on batches: mean and variance over all images at once."""
+    run = make_run({"a": "scale_bias+head"})
+    data = list(batches().take(5))
+    found = forward_statistics(run.patched["a"], run, data)
+    everything = tf.concat([b["inputs"] for b in data], 0)
+    stem = run.backbone.model.get_layer("stem")
+    activations = stem(everything / 127.5 - 1.0).numpy()
+    np.testing.assert_allclose(found["stem_bn/scale_bias/moving_mean"], activations.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(found["stem_bn/scale_bias/moving_variance"], activations.var((0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_variance_contains_the_part_between_batches(make_run):
+    """Batches of black and of white images: within each the variance of the first layer's output is almost 0."""
+    run = make_run({"a": "scale_bias+head"})
+    flat = [{"inputs": tf.fill([8, 16, 16, 3], value)} for value in (0.0, 255.0)]
+    found = forward_statistics(run.patched["a"], run, flat)
+    single = forward_statistics(run.patched["a"], run, flat[:1])
+    assert np.all(found["stem_bn/scale_bias/moving_variance"] > single["stem_bn/scale_bias/moving_variance"])
+    assert found["stem_bn/scale_bias/moving_variance"].max() > 0.01
+
+
+@pytest.mark.parametrize("spec", ["scale_bias(statistics=frozen)+head", "scale_bias(recalibrate=false)+head", "head"])
+def test_frozen_statistics_are_never_recalibrated(make_run, spec):
+    run = make_run({"a": spec}, shared_trained=False)
+    pure = PureTask("a", run.patched["a"], run.groups)
+    patched = run.patched["a"]
+    new = recalibrate(pure, run.store.vectors(), patched.statistics_momentum, patched.recalibrated, batches().take(2), 2)
+    assert new == {}
+
+
+def test_corrupt_images_do_not_count(make_run):
+    run = make_run({"a": "head"})
+    evaluator = Evaluator(PureTask("a", run.patched["a"], run.groups), Metrics(("accuracy",), "softmax_cross_entropy"))
+    batch = next(iter(batches()))
+    half = {**batch, "weight": tf.constant([1.0] * 4 + [0.0] * 4)}
+    first = {name: value[:4] for name, value in batch.items()}
+    vectors = run.store.vectors()
+    assert evaluator(vectors, [half]) == pytest.approx(evaluator(vectors, [first]))
+    with pytest.raises(errors.DataError, match="no image"):
+        evaluator(vectors, [{**batch, "weight": tf.zeros(8)}])
+
+
+def test_evaluation_uses_the_vectors_that_it_is_given(make_run):
+    run = make_run({"a": "scale_bias+head"})
+    evaluator = Evaluator(PureTask("a", run.patched["a"], run.groups), Metrics(("accuracy",), "softmax_cross_entropy"))
+    data = list(batches().take(2))
+    before = evaluator(run.store.vectors(), data)
+    run.trainer().run()
+    assert evaluator(run.store.vectors(), data)["loss"] != before["loss"]
+    fresh = apply_patches(run.backbone, "head", classes=3, image_size=16)
+    assert fresh.recalibrated == frozenset()

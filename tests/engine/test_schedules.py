@@ -1,0 +1,73 @@
+"""Learning rates as functions of progress."""
+
+import pytest
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.engine import schedules
+from k4p1.engine.optimization import Optimization, k4p1_rmsprop
+
+
+def factor(schedule, progress, epochs=(10.0,)):
+    return float(schedule.factor(tf.constant(progress), epochs))
+
+
+def test_cosine_goes_from_one_to_its_end():
+    assert factor(schedules.Cosine(), 0.0) == 1.0
+    assert factor(schedules.Cosine(), 0.5) == pytest.approx(0.5)
+    assert factor(schedules.Cosine(end=0.1), 1.0) == pytest.approx(0.1)
+
+
+def test_warmup_rises_linearly():
+    schedule = schedules.Constant(warmup=0.1)
+    assert factor(schedule, 0.05) == pytest.approx(0.5)
+    assert factor(schedule, 0.5) == 1.0
+
+
+def test_exponential_decays_every_two_and_a_half_epochs():
+    schedule = schedules.Exponential()
+    assert factor(schedule, 2.4 / 10) == 1.0
+    assert factor(schedule, 2.6 / 10) == pytest.approx(0.98)
+    assert factor(schedule, 5.1 / 10) == pytest.approx(0.98**2)
+
+
+def test_tasks_of_a_run_decay_at_the_same_progress():
+    """Two tasks with 10 and 40 epochs: the decay period is the mean of 2.5/10 and 2.5/40 of the run, for both."""
+    assert schedules.Exponential().period((10.0, 40.0)) == pytest.approx((0.25 + 0.0625) / 2)
+
+
+def test_k4p1_setting():
+    """K4P1, section 5: RMSProp, rate 0.045, decay 0.98 per 2.5 epochs."""
+    setting = k4p1_rmsprop()
+    assert (setting.learning_rate, setting.optimizer.rho, setting.optimizer.momentum, setting.optimizer.epsilon) == (
+        0.045,
+        0.9,
+        0.9,
+        1.0,
+    )
+    assert (setting.schedule.rate, setting.schedule.epochs) == (0.98, 2.5)
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0])
+def test_warmup_is_a_share_of_the_run(warmup):
+    with pytest.raises(errors.ConfigError, match="warmup"):
+        schedules.Cosine(warmup=warmup)
+
+
+def test_unknown_names_show_the_nearest():
+    with pytest.raises(errors.ConfigError, match="did you mean 'cosine'"):
+        Optimization(schedule="cosin")
+    with pytest.raises(errors.ConfigError, match="did you mean 'shared'"):
+        Optimization(multipliers={"sharde": 0.1})
+    with pytest.raises(errors.ConfigError, match="positive"):
+        Optimization(learning_rate=0.0)
+
+
+def test_rates_and_decays_of_groups():
+    setting = Optimization(multipliers={"head": 0.1, "scale_bias": 10.0}, weight_decay={"shared": 1e-4})
+    assert setting.multiplier_of("head", "head") == 0.1
+    assert setting.multiplier_of("patch", "scale_bias") == 10.0
+    assert setting.multiplier_of("patch", "depthwise") == 1.0
+    assert setting.decay_of("shared", "backbone", rank=4) == 1e-4
+    assert setting.decay_of("shared", "backbone", rank=1) == 0.0
+    assert setting.decay_of("patch", "depthwise", rank=4) == 0.0

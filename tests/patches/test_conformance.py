@@ -1,0 +1,220 @@
+"""The conformance table: every patch kind x every layer shape x every invariant, generated.
+
+A cell that cannot apply (a depthwise patch on a dense layer, say) must be refused; `applies` says which cells these are.
+"""
+
+import functools
+import itertools
+import zlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from k4p1 import backbones, errors
+from k4p1.export.fold import fold
+from k4p1.export.patch_file import load_patch, save_head, save_patch
+from k4p1.patches import PatchSpec
+from k4p1.patches.apply import PRIVATE, SHARED, apply_patches, head_is_shared
+from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED, PatchedLayer
+
+SHAPES = {
+    "conv_3x3": lambda bias: layers.Conv2D(6, 3, padding="same", use_bias=bias, name="patched"),
+    "conv_1x1": lambda bias: layers.Conv2D(6, 1, use_bias=bias, name="patched"),
+    "conv_strided": lambda bias: layers.Conv2D(6, 3, strides=2, use_bias=bias, name="patched"),
+    "conv_dilated": lambda bias: layers.Conv2D(6, 3, dilation_rate=2, padding="same", use_bias=bias, name="patched"),
+    "conv_grouped": lambda bias: layers.Conv2D(6, 3, groups=3, padding="same", use_bias=bias, name="patched"),
+    "conv_fused_relu": lambda bias: layers.Conv2D(6, 3, activation="relu", use_bias=bias, name="patched"),
+    "depthwise": lambda bias: layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", use_bias=bias, name="patched"),
+    "depthwise_strided_relu": lambda bias: layers.DepthwiseConv2D(
+        3, strides=2, activation="relu", use_bias=bias, name="patched"
+    ),
+    "separable": lambda bias: layers.SeparableConv2D(6, 3, depth_multiplier=2, use_bias=bias, name="patched"),
+    "dense": lambda bias: layers.Dense(6, activation="tanh", use_bias=bias, name="patched"),
+}
+NORMALISATIONS = {
+    "none": lambda: None,
+    "batch_norm": lambda: layers.BatchNormalization(momentum=0.9, name="norm"),
+    "batch_norm_without_gamma": lambda: layers.BatchNormalization(scale=False, epsilon=1e-2, name="norm"),
+}
+VARIANTS = [("none", True), ("none", False), ("batch_norm", False), ("batch_norm_without_gamma", True)]
+LAYER_SPECS = [
+    "scale_bias",
+    "scale_bias(statistics=frozen)",
+    "scale_bias(affine=frozen)",
+    "depthwise",
+    "full",
+    "scale_bias+depthwise+head",
+    "depthwise+scale_bias(statistics=frozen)",
+]
+HEAD_SPECS = ["none", "head", "head(mode=random)", "head(mode=shared)", "full+head(mode=random)"]
+CELLS = [
+    *itertools.product(LAYER_SPECS, [shape for shape in SHAPES if shape != "conv_grouped"], VARIANTS),
+    *itertools.product(LAYER_SPECS, ["conv_grouped"], VARIANTS[1:3]),  # compiled by XLA at each call: slow
+    *itertools.product(HEAD_SPECS, ["conv_3x3", "depthwise", "dense"], [("batch_norm", True)]),
+]
+LABELS = ("cat", "dog", "owl")
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3)).astype("float32")
+CLASSES = np.arange(4) % 3
+
+
+def applies(spec: str, shape: str, normalisation: str) -> bool:
+    """Whether every kind of the spec has something to patch in a network of this one layer."""
+    kinds = PatchSpec.parse(spec)
+    is_depthwise = shape.startswith("depthwise") or shape == "separable"
+    if kinds.get("depthwise") and not is_depthwise:
+        return False
+    if kinds.get("scale_bias") and normalisation == "none":
+        return shape != "dense" and kinds.get("scale_bias").affine == "private"
+    return True
+
+
+def cell_id(cell) -> str:
+    spec, shape, (normalisation, bias) = cell
+    return f"{spec}-{shape}-{normalisation}-{'bias' if bias else 'no_bias'}"
+
+
+@functools.cache
+def network(shape: str, normalisation: str, bias: bool, seed: int = 0) -> backbones.Backbone:
+    """A backbone of one layer, with values away from the initial ones."""
+    image = keras.Input((None, None, 3))
+    x = SHAPES[shape](bias)(image)
+    norm = NORMALISATIONS[normalisation]()
+    x = layers.LeakyReLU(0.3, name="relu")(x if norm is None else norm(x))
+    model = keras.Model(image, layers.GlobalAveragePooling2D(name="pool")(x), name="one_layer")
+    random = np.random.default_rng([seed, zlib.crc32(shape.encode())])
+    for variable in model.variables:
+        values = random.normal(0.0, 0.5, variable.shape)
+        variable.assign(0.5 + np.abs(values) if variable.name in ("gamma", "moving_variance") else values)
+    return backbones.from_model(model, name="one_layer", scaling="symmetric")
+
+
+def values(model: keras.Model) -> list[np.ndarray]:
+    return [np.array(variable) for variable in model.variables]
+
+
+def train(model: keras.Model, steps: int = 2, rate: float = 0.2) -> None:
+    """Gradient steps on what the model says is trainable, as `fit` does."""
+    for _ in range(steps):
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(keras.losses.sparse_categorical_crossentropy(CLASSES, model(IMAGES, training=True), True))
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+            variable.assign_sub(rate * gradient)
+
+
+class Trained:
+    """A task model of a cell, what it was when it was built, and what it is after some training."""
+
+    def __init__(self, spec, shape, variant, folder):
+        self.spec = PatchSpec.parse(spec)
+        self.backbone = network(shape, *variant)
+        self.other_backbone = network(shape, *variant, seed=1)
+        self.shared_before = self.backbone.tensors()
+        self.patched = apply_patches(self.backbone, spec, classes=len(LABELS), image_size=9, seed=5)
+        self.before = {p.key: np.array(p.variable) for p in self.patched.parameters}
+        self.initial_output = np.array(self.patched.model(IMAGES))
+        train(self.patched.model)
+        self.after = {p.key: np.array(p.variable) for p in self.patched.parameters}
+        self.output = np.array(self.patched.model(IMAGES))
+        self.patch_file, self.heads = folder / "patch.safetensors", folder / "heads"
+        save_patch(self.patch_file, self.patched, self.backbone, task="t", labels=LABELS)
+        if head_is_shared(self.spec):
+            save_head(self.heads, self.patched, LABELS)
+
+
+@pytest.fixture(scope="module", params=[c for c in CELLS if applies(c[0], c[1], c[2][0])], ids=cell_id)
+def cell(request, tmp_path_factory) -> Trained:
+    return Trained(*request.param, tmp_path_factory.mktemp("cell"))
+
+
+def test_is_the_backbone_and_its_head_at_initialisation(cell):
+    features = np.array(cell.backbone.model(IMAGES / 127.5 - 1.0))
+    kernel, bias = (next(v for key, v in cell.before.items() if key.endswith(name)) for name in ("head/kernel", "head/bias"))
+    np.testing.assert_allclose(cell.initial_output, features @ kernel + bias, atol=1e-5, rtol=1e-5)
+
+
+def test_only_private_parameters_move(cell):
+    moved = {key for key in cell.before if not np.array_equal(cell.before[key], cell.after[key])}
+    may_move = {p.key for p in cell.patched.parameters if p.owner == PRIVATE and p.role in (TRAINED, STATISTICS)}
+    assert moved <= may_move
+    # A bias in front of a batch normalisation has no gradient; everything else must have moved.
+    assert {key for key in may_move if not key.startswith("patched/full/bias")} <= moved
+
+
+def test_shared_parameters_and_frozen_statistics_are_bit_equal_after_training(cell):
+    for key, value in cell.backbone.tensors().items():
+        np.testing.assert_array_equal(value, cell.shared_before[key], err_msg=key)
+
+
+def test_every_variable_is_listed_once_and_has_one_owner(cell):
+    listed = [id(p.variable) for p in cell.patched.parameters]
+    assert sorted(listed) == sorted(id(v) for v in cell.patched.model.variables)
+    shared = {id(v) for v in cell.backbone.model.variables}
+    if head_is_shared(cell.spec):
+        shared |= {id(v) for v in cell.patched.head.variables}
+    for parameter in cell.patched.parameters:
+        assert (parameter.owner == SHARED) == (id(parameter.variable) in shared), parameter.key
+
+
+def test_the_trainable_variables_are_the_private_trained_ones(cell):
+    trained = {id(p.variable) for p in cell.patched.parameters if p.owner == PRIVATE and p.role == TRAINED}
+    assert {id(v) for v in cell.patched.model.trainable_variables} == trained
+
+
+def test_the_head_has_the_role_that_the_spec_gives_it(cell):
+    head = cell.spec.get("head")
+    is_fixed = head.mode != "trained" if head else head_is_shared(cell.spec)
+    roles = {p.role for p in cell.patched.parameters if p.key.startswith("head/")}
+    assert roles == {FIXED if is_fixed else TRAINED}
+
+
+def test_a_saved_patch_gives_the_same_output_when_loaded(cell):
+    loaded = load_patch(cell.patch_file, cell.backbone, heads=cell.heads)
+    assert loaded.spec == cell.spec
+    assert loaded.private().keys() == cell.patched.private().keys()
+    np.testing.assert_array_equal(loaded.model(IMAGES), cell.output)
+
+
+def test_folded_model_computes_the_same_without_patched_layers(cell):
+    before = values(cell.patched.model)
+    folded = fold(cell.patched.model)
+    scale = max(1.0, np.abs(cell.output).max())
+    np.testing.assert_allclose(folded(IMAGES), cell.output, atol=1e-5 * scale, rtol=0)
+    assert not any(isinstance(layer, PatchedLayer) for layer in folded._flatten_layers())
+    assert {id(v) for v in folded.variables}.isdisjoint(id(v) for v in cell.patched.model.variables)
+    for mine, theirs in zip(values(cell.patched.model), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_another_backbone_refuses_the_patch_and_stays_as_it_was(cell):
+    other = cell.other_backbone
+    before = values(other.model), [v.trainable for v in other.model.variables], other.fingerprint()
+    with pytest.raises(errors.ArtifactError, match="for a 'one_layer' with other weights: its fingerprint is"):
+        load_patch(cell.patch_file, other, heads=cell.heads)
+    after = values(other.model), [v.trainable for v in other.model.variables], other.fingerprint()
+    assert before[1:] == after[1:]
+    for mine, theirs in zip(after[0], before[0], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("refused", [c for c in CELLS if not applies(c[0], c[1], c[2][0])], ids=cell_id)
+def test_a_cell_that_cannot_apply_is_refused(refused):
+    spec, shape, variant = refused
+    backbone = network(shape, *variant, seed=2)
+    backbone.set_trainable(True)
+    before = values(backbone.model), [v.trainable for v in backbone.model.variables]
+    with pytest.raises(errors.PatchError, match="touches nothing in this network: it has n"):
+        apply_patches(backbone, spec, classes=3, image_size=9)
+    assert [v.trainable for v in backbone.model.variables] == before[1]
+    for mine, theirs in zip(values(backbone.model), before[0], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_table_has_both_kinds_of_cells():
+    applied = [c for c in CELLS if applies(c[0], c[1], c[2][0])]
+    assert {c[0] for c in applied} == {*LAYER_SPECS, *HEAD_SPECS}
+    assert {c[1] for c in applied} == set(SHAPES)
+    assert 0 < len(applied) < len(CELLS)

@@ -1,0 +1,126 @@
+"""gin files by short name, and the mistakes that gin itself lets pass."""
+
+import pytest
+
+import gin
+from k4p1 import config, errors
+
+NEEDED = {"finetune": ["data = 'embedded/digits'"]}
+"""Bindings without which a shipped file cannot be read."""
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    """gin's configuration is global."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["quickstart", "quickstart.gin"])
+    def test_a_short_name_is_found_from_anywhere(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert config.find(name) == config.config_folder() / "quickstart.gin"
+
+    def test_a_file_of_the_user_comes_first(self, tmp_path, monkeypatch):
+        (tmp_path / "mine.gin").write_text("steps = 3\n")
+        monkeypatch.chdir(tmp_path)
+        assert config.find("mine.gin").samefile(tmp_path / "mine.gin")
+        assert config.find(str(tmp_path / "mine.gin")).samefile(tmp_path / "mine.gin")
+
+    def test_an_unknown_name_shows_the_nearest(self):
+        with pytest.raises(errors.ConfigError, match="unknown gin file 'quickstat'; did you mean 'quickstart'"):
+            config.find("quickstat")
+
+    def test_every_shipped_file_says_what_it_is(self):
+        shipped = config.shipped()
+        assert set(shipped) >= {"quickstart", "finetune", "k4p1_table4", "k4p1_table5"}
+        for name, summary in shipped.items():
+            text = (config.config_folder() / f"{name}.gin").read_text()
+            assert len(summary) > 20, name
+            for word in ("Stands for:", "Deviates:", "Usually overridden:"):
+                assert word in text, f"{name}: {word}"
+
+    def test_no_python_lies_beside_the_gin_files(self):
+        assert not list(config.config_folder().glob("**/*.py"))
+
+    @pytest.mark.parametrize("name", config.shipped())
+    def test_every_shipped_file_can_be_read(self, name):
+        text = config.load([name], NEEDED.get(name, ()))
+        assert "seed = 0" in text
+
+    def test_a_file_may_include_a_shipped_one(self, tmp_path):
+        (tmp_path / "mine.gin").write_text("include 'quickstart.gin'\nsteps = 7\n")
+        assert "steps = 7" in config.load([str(tmp_path / "mine.gin")])
+
+
+class TestLoading:
+    def test_bindings_come_after_files(self):
+        assert "steps = 300" in config.load(["quickstart"])
+        assert "steps = 12" in config.load(["quickstart"], ["steps = 12"])
+
+    def test_nothing_of_an_earlier_configuration_stays(self):
+        config.load(["quickstart"], ["Optimization.weight_decay = 0.25"])
+        assert "0.25" not in config.load(["quickstart"])
+
+    def test_values_reach_what_they_configure(self):
+        config.load(["quickstart"], ["learning_rate = 0.125"])
+        assert config.CONFIGURABLES["Optimization"]().learning_rate == 0.125
+
+    @pytest.mark.parametrize(
+        ("binding", "message"),
+        [
+            ("step = 3", "nobody references macro 'step'; did you mean 'steps'"),
+            ("imagesize = 3", "nobody references macro 'imagesize'; did you mean 'image_size'"),
+            ("zzzz = 3", "nobody references macro 'zzzz'; Used: augment, "),
+            ("trian.steps = 3", "unknown configurable 'trian'; did you mean 'train'"),
+            ("digits/Tsk.name = 'a'", "unknown configurable 'Tsk'; did you mean 'Task'"),
+            ("Task.nam = 'a'", "unknown parameter of Task 'nam'; did you mean 'name'"),
+            ("mobilenet_v2.widht = 1", "unknown parameter of mobilenet_v2 'widht'; did you mean 'width'"),
+            ("train.backbone = @mobilnet_v2", "unknown configurable 'mobilnet_v2'; did you mean 'mobilenet_v2'"),
+            ("train.steps = %stepps", "macro '%stepps' has no value; did you mean 'steps'"),
+            ("steps 200", "gin cannot read 'steps 200'"),
+            ("steps =", "gin cannot read 'steps ='"),
+            ("steps = two words", "gin cannot read 'steps = two words': a value is number, quoted text"),
+            ("train.tasks = [1,", "gin cannot read 'quickstart; train.tasks = .1,': EOF"),
+            ("train.backbone = @a/mobilnet_v2()", "did you mean 'mobilenet_v2'"),
+            ("include 'nowhere.gin'", "gin: .*nowhere.gin"),
+        ],
+    )
+    def test_bad_bindings_are_one_line(self, binding, message):
+        with pytest.raises(errors.ConfigError, match=message) as caught:
+            config.load(["quickstart"], [binding])
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_a_macro_without_value_names_itself(self):
+        with pytest.raises(errors.ConfigError, match=r"macro '%data' has no value; .*--gin_bindings 'data = ...'"):
+            config.load(["finetune"])
+
+    def test_a_misspelt_macro_in_a_file(self, tmp_path):
+        (tmp_path / "mine.gin").write_text("include 'quickstart.gin'\npacth = 'head'\n")
+        with pytest.raises(errors.ConfigError, match="nobody references macro 'pacth'; did you mean 'patch'"):
+            config.load([str(tmp_path / "mine.gin")])
+
+
+class TestUnread:
+    def test_what_nobody_reads_is_named(self):
+        config.load(["quickstart"], ["RMSProp.rho = 0.5", "k4p1_rmsprop.learning_rate = 0.1"])
+        config.CONFIGURABLES["Optimization"]()
+        unread = config.unread()
+        assert {"RMSProp.rho", "k4p1_rmsprop.learning_rate"} <= set(unread)
+        assert not any(name.startswith("Optimization.") for name in unread)
+
+    def test_scopes_are_told_apart(self):
+        config.load(["quickstart"])
+        with gin.config_scope("digits"):
+            assert config.CONFIGURABLES["Task"]().name == "digits"
+        unread = config.unread()
+        assert {"parity/Task.name", "parity/Task.data"} <= set(unread)
+        assert not {"digits/Task.name", "Task.patch"} & set(unread)
+
+    def test_the_operative_configuration_holds_defaults(self):
+        config.load(["quickstart"])
+        config.CONFIGURABLES["mobilenet_v2"]
+        config.CONFIGURABLES["Cosine"]()
+        assert "Cosine.end = 0.0" in config.operative()
