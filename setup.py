@@ -40,6 +40,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "gin-config>=0.5",
+        "importlib_resources>=6",  # tensorflow-datasets imports it and does not ask for it
         "keras>=3.12,<3.16",
         "numpy>=2.1",
         "rich>=14",

@@ -62,6 +62,7 @@ def storage_error(path: str | pathlib.Path, e: OSError) -> errors.K4p1Error:
         errno.EACCES: "no write permission",
         errno.EPERM: "no write permission",
         errno.EROFS: "the file system is read-only",
+        errno.EEXIST: "a part of the path is a file, not a folder",
         errno.ENOTDIR: "a part of the path is a file, not a folder",
     }.get(e.errno, e.strerror or str(e))
     return errors.StorageError(f"cannot write {path}: {reason}")
@@ -107,7 +108,7 @@ def read_header(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def _read_unchecked(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    return _guarded(path, lambda f: ({key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}))
+    return _guarded(path, lambda f: ({key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}))  # noqa: SIM118
 
 
 def _guarded(path: pathlib.Path, reading: Callable):

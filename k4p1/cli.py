@@ -149,6 +149,7 @@ def _import_tensorflow(quiet: bool) -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # advice on retracing, which is not for the user
     finally:
         os.dup2(kept, 2)
         os.close(kept)

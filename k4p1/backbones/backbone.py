@@ -12,7 +12,7 @@ from k4p1 import content_hash, errors
 from k4p1.backbones import canonical, scaling
 from k4p1.patches.kind import LayerSite
 
-_STRUCTURAL = (
+_STRUCTURAL = (  # noqa: SIM905
     "filters kernel_size strides padding dilation_rate groups depth_multiplier units use_bias activation pool_size axis "
     "epsilon center scale offset max_value negative_slope threshold keepdims rate normalization target_shape size "
     "interpolation cropping"
@@ -125,7 +125,8 @@ def check_fit(what: str, variables: Mapping[str, keras.Variable], tensors: Mappi
     for key, variable in variables.items():
         if tuple(variable.shape) != tuple(tensors[key].shape):
             raise errors.ArtifactError(
-                f"tensor '{key}' does not fit {what}: its shape is {tuple(tensors[key].shape)}, wanted {tuple(variable.shape)}"
+                f"tensor '{key}' does not fit {what}: its shape is {tuple(tensors[key].shape)}, "
+                f"wanted {tuple(variable.shape)}"
             )
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,13 +62,15 @@ def application(network: str, weights: str | None = None, width: float | None = 
         raise errors.ArtifactError(f"no weight file {weights}; give None, 'imagenet' or the path of a file")
     is_ours = path is not None and path.suffix == ".safetensors"
     try:
-        model = known[network](
-            input_shape=(None, None, 3),
-            include_top=False,
-            pooling="avg",
-            weights=None if is_ours else str(path) if path else weights,
-            **keras_arguments,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns once a layer of weights that do not fit, then raises
+            model = known[network](
+                input_shape=(None, None, 3),
+                include_top=False,
+                pooling="avg",
+                weights=None if is_ours else str(path) if path else weights,
+                **keras_arguments,
+            )
     except (ValueError, OSError, KeyError) as e:
         if path is None:
             raise errors.ConfigError(f"Keras cannot build {network}: {_first_line(e)}") from e

@@ -28,11 +28,13 @@ class Arrays(Source):
             images, numbers = np.asarray(images), np.asarray(numbers, np.int64)
             if images.ndim != 4 or images.shape[-1] not in (1, 3) or numbers.shape != images.shape[:1]:
                 raise errors.DataError(
-                    f"{name}/{split}: wanted images (n, height, width, 1 or 3) and labels (n,); got {images.shape}, {numbers.shape}"
+                    f"{name}/{split}: wanted images (n, height, width, 1 or 3) and labels (n,); "
+                    f"got {images.shape}, {numbers.shape}"
                 )
             if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.labels):
                 raise errors.DataError(
-                    f"{name}/{split}: labels go from {numbers.min()} to {numbers.max()}, allowed are 0 to {len(self.labels) - 1}"
+                    f"{name}/{split}: labels go from {numbers.min()} to {numbers.max()}, "
+                    f"allowed are 0 to {len(self.labels) - 1}"
                 )
             images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
             self._splits[split] = np.clip(images, 0, 255).astype(np.uint8), numbers

@@ -51,7 +51,8 @@ class Tfds(Source):
             self._builder.download_and_prepare()
         except Exception as e:  # network, disk and checksum errors have no common base
             raise errors.DataError(
-                f"TFDS cannot download or prepare '{self.name}': {_first_line(e)}. Prepare it elsewhere and give its directory"
+                f"TFDS cannot download or prepare '{self.name}': {_first_line(e)}. "
+                "Prepare it elsewhere and give its directory"
             ) from e
 
     def _find(self, features, wanted) -> str:

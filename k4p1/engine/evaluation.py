@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import errors
+from k4p1.engine.data_errors import data_errors
 from k4p1.engine.groups import STATISTICS
 from k4p1.engine.pure import PureTask
 
@@ -36,11 +37,12 @@ class Evaluator:
         on_device = {group.name: tf.constant(vectors[group.name]) for group in self._task.groups}
         totals: dict[str, float] = {}
         examples = 0.0
-        for batch in batches:
-            sums, weight = self._sums(on_device, batch)
-            for name, value in sums.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-            examples += float(weight)
+        with data_errors(self._task.name):
+            for batch in batches:
+                sums, weight = self._sums(on_device, batch)
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+                examples += float(weight)
         if not examples:
             raise errors.DataError(f"task '{self._task.name}': no image of the split could be read")
         return {**{name: total / examples for name, total in totals.items()}, "examples": examples}

@@ -63,7 +63,8 @@ def plan_groups(models: Mapping[str, PatchedModel], optimization: Optimization) 
             if known.role != parameter.role:
                 raise errors.ConfigError(
                     f"task '{task}' wants shared parameter '{parameter.key}' {parameter.role}, task "
-                    f"'{users[id(parameter.variable)][0]}' wants it {known.role}; give both the same policy in their patch specs"
+                    f"'{users[id(parameter.variable)][0]}' wants it {known.role}; give both the same policy in their "
+                    "patch specs"
                 )
             users.setdefault(id(parameter.variable), []).append(task)
     members: dict[tuple, list[Parameter]] = {}

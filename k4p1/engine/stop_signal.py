@@ -31,8 +31,10 @@ class StopSignal:
             raise KeyboardInterrupt
         self.caught = number
 
-    def error(self, saved: str) -> errors.K4p1Error:
-        """What to raise once the state is saved."""
+    def error(self, saved_step: int | None) -> errors.K4p1Error:
+        """What to raise; `saved_step` is where the state was saved, None if nowhere."""
+        saved = f"saved at step {saved_step}; the same command goes on from there"
+        outcome = "nothing was saved (no model_dir)" if saved_step is None else saved
         if self.caught == signal.SIGINT:
-            return errors.Interrupted(f"interrupted; {saved}; the same command goes on from there")
-        return errors.Preempted(f"asked to stop (SIGTERM); {saved}; the same command goes on from there")
+            return errors.Interrupted(f"interrupted; {outcome}")
+        return errors.Preempted(f"asked to stop (SIGTERM); {outcome}")

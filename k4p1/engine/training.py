@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.engine.checkpoints import Checkpoints
+from k4p1.engine.data_errors import data_errors
 from k4p1.engine.evaluation import Evaluator, Metrics
 from k4p1.engine.optimization import Optimization
 from k4p1.engine.pure import PureTask
@@ -173,18 +174,13 @@ class Trainer:
                     self._save(total)
                     last_saved = total
                 if stop.caught and done != self._targets:
-                    where = f"saved at step {last_saved}" if self._checkpoints else "not saved (no model_dir)"
-                    raise stop.error(where)
+                    raise stop.error(last_saved if self._checkpoints else None)
             self._report(pending, done)
         return self._best_vectors()
 
     def _take_step(self, task: str, iterator: Any) -> Any:
-        try:
+        with data_errors(task):
             return self._steps[task](iterator)
-        except tf.errors.InvalidArgumentError as e:
-            raise errors.DataError(f"task '{task}': {_data_message(e)}") from e
-        except tf.errors.DataLossError as e:
-            raise errors.DataError(f"task '{task}': its data is damaged ({str(e).splitlines()[0][:160]})") from e
 
     def _report(self, pending: Sequence[tuple[str, int, Any]], done: Mapping[str, int]) -> None:
         losses: dict[str, list[float]] = {}
@@ -244,11 +240,3 @@ class Trainer:
         self.progress = Progress.from_json(found.progress)
         steps = ", ".join(f"{task} {step}/{self._targets[task]}" for task, step in self._store.done().items())
         self._reporter.message(f"going on from the checkpoint at {steps}")
-
-
-def _data_message(e: tf.errors.OpError) -> str:
-    text = str(e)
-    if "label out of range" in text:
-        found = text[text.index("assertion failed:") :] if "assertion failed:" in text else text
-        return found.removeprefix("assertion failed:").strip().split("\n")[0].strip(" []")[:200]
-    return text.splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""Patch files: a task's private parameters, bound to a backbone by fingerprint. The format is described in docs/patch_file.md."""
+"""Patch files: a task's private parameters, bound to a backbone by fingerprint (format: docs/patch_file.md)."""
 
 import dataclasses
 import json

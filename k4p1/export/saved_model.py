@@ -114,6 +114,7 @@ def _largest_difference(model: keras.Model, path: pathlib.Path, image_size: tupl
     allowed = (0.05 if half else 1e-4) * max(1.0, float(np.max(np.abs(wanted))))
     if not difference <= allowed:
         raise errors.ArtifactError(
-            f"the SavedModel differs from the task model by {difference:.2g} in its logits, more than {allowed:.2g}; not written"
+            f"the SavedModel differs from the task model by {difference:.2g} in its logits, more than {allowed:.2g}; "
+            "not written"
         )
     return difference

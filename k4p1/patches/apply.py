@@ -129,6 +129,8 @@ def apply_patches(
             clone_function=layer_for,
             recursive=True,
         )
+    except errors.PatchError:
+        raise
     except ValueError as e:
         raise errors.ConfigError(
             f"{backbone.name} does not work at image size {height}x{width}: {str(e).strip().splitlines()[0]}"

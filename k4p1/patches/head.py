@@ -25,7 +25,9 @@ class Head(kind.PatchKind):
         super().__post_init__()
         self._check_choice("mode", ("trained", "random", "shared"))
         if (self.layers, self.stage) != ("*", "all"):
-            raise errors.PatchError("head(layers=..., stage=...): the head is one layer behind the network; it has only 'mode'")
+            raise errors.PatchError(
+                "head(layers=..., stage=...): the head is one layer behind the network; it has only 'mode'"
+            )
 
     def fits(self, site, network):
         return False

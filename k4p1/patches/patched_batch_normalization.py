@@ -124,4 +124,3 @@ class PatchedBatchNormalization(patched_layer.PatchedLayer):
     def get_config(self):
         options = {n: getattr(self, n) for n in ("statistics", "affine", "momentum", "kind")}
         return {**super().get_config(), **options}
-

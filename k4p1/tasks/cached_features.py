@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1.data.pipeline import Pipeline
+from k4p1.engine.data_errors import data_errors
 from k4p1.patches.apply import PatchedModel
 from k4p1.patches.patched_layer import RANDOM
 
@@ -23,6 +24,7 @@ class CachedFeatures:
 
     def __init__(self, pipeline: Pipeline, patched: PatchedModel, dropout: float = 0.0, seed: int = 0):
         self._pipeline, self._seed, self.batch_size = pipeline, seed, pipeline.batch_size
+        self._name = patched.model.name
         network = next(layer for layer in patched.model.layers if isinstance(layer, keras.Model))
         self._network = keras.Model(patched.model.input, network(patched.model.get_layer("input_scaling").output))
         self._splits: dict[str, dict[str, np.ndarray]] = {}
@@ -62,9 +64,10 @@ class CachedFeatures:
         if split not in self._splits:
             forward = tf.function(lambda images: self._network(images, training=False), reduce_retracing=True)
             columns: dict[str, list[np.ndarray]] = {"inputs": [], "label": [], "weight": []}
-            for batch in self._pipeline.sequential(split):
-                columns["inputs"].append(tf.cast(forward(batch["inputs"]), tf.float32).numpy())
-                columns["label"].append(batch["label"].numpy())
-                columns["weight"].append(batch["weight"].numpy())
+            with data_errors(self._name):
+                for batch in self._pipeline.sequential(split):
+                    columns["inputs"].append(tf.cast(forward(batch["inputs"]), tf.float32).numpy())
+                    columns["label"].append(batch["label"].numpy())
+                    columns["weight"].append(batch["weight"].numpy())
             self._splits[split] = {name: np.concatenate(parts) for name, parts in columns.items()}
         return self._splits[split]

@@ -46,7 +46,7 @@ def test_two_tasks_must_agree_on_shared_statistics(small_backbone):
         name: apply_patches(small_backbone, spec, classes=3, image_size=16, shared_trained=True)
         for name, spec in (("a", "scale_bias(statistics=frozen)+head"), ("b", "head"))
     }
-    with pytest.raises(errors.ConfigError, match="task 'b' wants shared parameter .* statistics, task 'a' wants it fixed"):
+    with pytest.raises(errors.ConfigError, match=r"'b' wants shared parameter .* statistics, task 'a' wants it fixed"):
         plan_groups(patched, Optimization())
 
 

@@ -12,7 +12,10 @@ UPDATES = 50
 PAIRS = {
     "sgd": (optimizers.SGD(), lambda: keras.optimizers.SGD(0.1)),
     "momentum": (optimizers.SGD(momentum=0.9), lambda: keras.optimizers.SGD(0.1, momentum=0.9)),
-    "nesterov": (optimizers.SGD(momentum=0.9, nesterov=True), lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)),
+    "nesterov": (
+        optimizers.SGD(momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    ),
     "rmsprop": (optimizers.RMSProp(), lambda: keras.optimizers.RMSprop(0.01)),
     "k4p1_rmsprop": (
         optimizers.RMSProp(momentum=0.9, epsilon=1.0),

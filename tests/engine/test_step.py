@@ -64,9 +64,7 @@ def test_one_sgd_step_is_the_gradient_of_keras(make_run):
     with tf.GradientTape() as tape:
         loss = loss_function(batch["label"], model(batch["inputs"], training=True))
     gradients = tape.gradient(loss, model.trainable_variables)
-    wanted = {
-        id(v): s - 0.5 * g.numpy() for v, s, g in zip(model.trainable_variables, start, gradients, strict=True)
-    }
+    wanted = {id(v): s - 0.5 * g.numpy() for v, s, g in zip(model.trainable_variables, start, gradients, strict=True)}
     run.trainer().run(stop_after=1)
     vectors = run.store.vectors()
     for group in run.groups:

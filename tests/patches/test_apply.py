@@ -55,8 +55,16 @@ def nested():
 # A task model that goes away
 
 
-@pytest.mark.parametrize("spec", ["none", "scale_bias+depthwise+head", "full", "head(mode=shared)"])
-@pytest.mark.parametrize("used", [False, True], ids=["built", "fitted"])
+@pytest.mark.parametrize(
+    ("spec", "used"),
+    [
+        ("none", False),
+        ("full", False),
+        ("scale_bias+depthwise+head", False),
+        ("scale_bias+depthwise+head", True),
+        ("head(mode=shared)", False),
+    ],
+)
 def test_a_deleted_task_is_freed(nested, images, spec, used):
     before = nodes(nested.model)
     patched = build(nested, spec, shared_trained=used)
@@ -192,14 +200,14 @@ def test_a_convolution_of_an_unknown_class_is_refused():
         build(backbone, "scale_bias")
 
 
-def test_a_refused_spec_leaves_the_backbone_trainable_as_it_was(small_backbone):
-    small_backbone.set_trainable(True)
-    before = [v.trainable for v in small_backbone.model.variables]
-    assert any(before)
-    for spec, size in (("depthwise(stage=late)", 16), ("head", 8)):
+def test_a_refused_task_leaves_the_backbone_trainable_as_it_was():
+    image = keras.Input((None, None, 3))
+    backbone = backbones.from_model(keras.Model(image, layers.Conv2D(4, 7, name="stem")(image)), name="mine")
+    backbone.set_trainable(True)
+    for spec, size in (("depthwise", 16), ("head", 6)):
         with pytest.raises(errors.ConfigError):
-            build(small_backbone, spec, image_size=size)
-    assert [v.trainable for v in small_backbone.model.variables] == before
+            build(backbone, spec, image_size=size)
+    assert [v.trainable for v in backbone.model.variables] == [True, True]
 
 
 # Image sizes
@@ -232,34 +240,32 @@ def test_tasks_of_different_image_sizes_share_one_backbone(small_backbone):
 
 
 @pytest.mark.parametrize(
-    "spec",
+    ("kind", "spec"),
     [
-        "none",
-        "scale_bias+depthwise+head",
-        "scale_bias(statistics=frozen)+head",
-        "scale_bias(affine=frozen)+head(mode=random)",
-        "full",
+        ("nested", "none"),
+        ("nested", "scale_bias+depthwise+head"),
+        ("nested", "scale_bias(affine=frozen)+head(mode=random)"),
+        ("nested", "full"),
+        ("plain_backbone", "scale_bias(statistics=frozen)+depthwise+head"),
     ],
 )
-@pytest.mark.parametrize("kind", ["nested", "plain"])
-def test_a_task_model_is_saved_and_loaded_by_keras(request, images, tmp_path, spec, kind):
-    backbone = request.getfixturevalue("nested" if kind == "nested" else "plain_backbone")
-    if kind == "plain" and "affine=frozen" in spec:
-        pytest.skip("there is no batch normalisation")
+def test_a_task_model_is_saved_and_loaded_by_keras(request, images, tmp_path, kind, spec):
+    backbone = request.getfixturevalue(kind)
     model = build(backbone, spec, seed=2).model
-    if model.trainable_variables:
-        fit(model, images)
+    random = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign_add(random.uniform(-0.2, 0.2, variable.shape))
     expected = np.array(model(images))
     model.save(tmp_path / "task.keras")
     loaded = keras.saving.load_model(tmp_path / "task.keras")
     np.testing.assert_allclose(loaded(images), expected, atol=1e-5)
     assert [v.shape for v in loaded.variables] == [v.shape for v in model.variables]
-    assert [v.path for v in loaded.trainable_variables] == [v.path for v in model.trainable_variables]
-    fit(loaded, images, epochs=1) if loaded.trainable_variables else None
+    trainable = [[(v.name, v.shape) for v in m.trainable_variables] for m in (loaded, model)]
+    assert trainable[0] == trainable[1]
     loaded.summary(print_fn=lambda *_, **__: None)
 
 
-@pytest.mark.parametrize("spec", ["scale_bias+head", "depthwise+head", "full", "head", "scale_bias(statistics=frozen)"])
+@pytest.mark.parametrize("spec", ["scale_bias(statistics=frozen)+depthwise+head", "full"])
 def test_plain_fit_learns_with_the_patch_alone(small_backbone, spec):
     random = np.random.default_rng(0)
     classes = np.arange(24) % 3
@@ -268,8 +274,8 @@ def test_plain_fit_learns_with_the_patch_alone(small_backbone, spec):
     before = small_backbone.tensors()
     model = build(small_backbone, spec).model
     model.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    losses = model.fit(images, classes, epochs=12, batch_size=8, verbose=0).history["loss"]
-    assert losses[-1] < 0.9 * losses[0]
+    losses = model.fit(images, classes, epochs=8, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < 0.95 * losses[0]
     for key, value in small_backbone.tensors().items():
         np.testing.assert_array_equal(value, before[key], err_msg=key)
 

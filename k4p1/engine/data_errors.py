@@ -1,0 +1,26 @@
+"""Failures of an input pipeline as one line for the person who gave the data."""
+
+import contextlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from k4p1 import errors
+
+
+@contextlib.contextmanager
+def data_errors(task: str) -> Iterator[None]:
+    """Within it, what TensorFlow raises while batches are read and used becomes a `DataError` that names the task."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as e:
+        raise errors.DataError(f"task '{task}': {_message(str(e))}") from e
+    except tf.errors.DataLossError as e:
+        raise errors.DataError(f"task '{task}': its data is damaged ({str(e).splitlines()[0][:160]})") from e
+
+
+def _message(text: str) -> str:
+    if "label out of range" in text and "assertion failed:" in text:
+        text = text[text.index("assertion failed:") :].removeprefix("assertion failed:").strip()
+        return text.splitlines()[0].strip(" []")[:200]
+    return text.splitlines()[0][:200]

@@ -1,0 +1,60 @@
+"""Every command and the example of the README, in small."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from k4p1 import cli, config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+SHELL = [
+    line.split("#")[0].strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+OURS = [shlex.split(line)[1:] for line in SHELL if line.startswith("k4p1 ")]
+SMALL = ["--gin_bindings", "steps = 2", "--gin_bindings", "train.recalibration_batches = 1"]
+
+
+def test_the_python_example_runs(tmp_path, capsys):
+    (example,) = [block for language, block in BLOCKS if language == "python"]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 25
+    small = example.replace("/tmp/k4p1", str(tmp_path)).replace("steps=100", "steps=2").replace("epochs=2", "steps=2")
+    exec(compile(small, "README.md", "exec"), {})
+    assert (tmp_path / "served" / "digits" / "1" / "saved_model.pb").is_file()
+    assert "input_scaling" in capsys.readouterr().out
+
+
+def test_the_commands_run(tmp_path, capsys):
+    ran = []
+    for arguments in OURS:
+        arguments = [a.replace("/tmp/k4p1", str(tmp_path)) for a in arguments]
+        if arguments[0] in ("finetune", "predict"):
+            continue  # want data and weights of the reader's own
+        if arguments[0] == "train":
+            arguments += SMALL
+        assert cli.main(arguments) == 0, (arguments, capsys.readouterr().err)
+        ran.append(arguments[0])
+    assert set(ran) == set(cli.COMMANDS) - {"finetune", "predict"}
+
+
+@pytest.mark.parametrize("arguments", [a for a in OURS if a[0] == "finetune"], ids=lambda a: " ".join(a)[:60])
+def test_the_bindings_of_commands_that_want_data_are_known(arguments):
+    assert config.load(["finetune"], [arguments[i + 1] for i, a in enumerate(arguments) if a == "--gin_bindings"])
+
+
+def test_scripts_and_linked_files_exist():
+    for script in re.findall(r"^bash (\S+)", README, re.MULTILINE):
+        assert (ROOT / script).is_file()
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for name in re.findall(
+        r"`((?:docs|k4p1|tests|benchmarks|launch|gin)/[\w/.]+)`", README + (ROOT / "WORKSPACE.md").read_text()
+    ):
+        assert (ROOT / name).exists(), name
