@@ -58,7 +58,8 @@ class Backbone:
     @functools.cached_property
     def sites(self) -> list[LayerSite]:
         """The layers that own variables, in topological order, with canonical name and depth."""
-        layers = [(name, layer) for name, layer in canonical.leaf_layers(self.model) if layer.variables]
+        leaves = canonical.leaf_layers(self.model)
+        layers = [(name, layer) for name, layer in leaves if layer.weights]  # a dropout owns but a seed
         last = max(len(layers) - 1, 1)
         return [LayerSite(name, layer, index / last) for index, (name, layer) in enumerate(layers)]
 

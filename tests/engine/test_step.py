@@ -37,12 +37,12 @@ def test_random_head_stays(make_run):
 
 
 def test_multipliers_scale_the_rate(make_run):
-    updates = {}
+    updates, run = {}, None
     for factor in (1.0, 0.1):
         optimization = Optimization(
             learning_rate=0.1, optimizer="sgd", schedule="constant", multipliers={"head": factor, "shared": 0.0}
         )
-        run = make_run({"a": "scale_bias+head"}, optimization=optimization, backbone=run.backbone if updates else None)
+        run = make_run({"a": "scale_bias+head"}, optimization=optimization, backbone=run and run.backbone)
         before = run.store.vectors()
         run.trainer().run(stop_after=1)
         after = run.store.vectors()

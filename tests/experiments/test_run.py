@@ -102,7 +102,7 @@ def test_evaluation_afterwards_gives_the_same_numbers(finished):
 
 def test_shared_statistics_are_recalibrated_and_private_ones_too(finished):
     """The statistics written are those of the data, not moving averages that start from the initial values."""
-    folder, result = finished
+    _, result = finished
     pipeline_images = np.concatenate([b["inputs"] for b in _batches(16)])
     network = result.models["private"]
     stem = result.backbone.model.get_layer("stem")
