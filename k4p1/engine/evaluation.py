@@ -1,6 +1,5 @@
-"""Metrics of a task over a data set, and the population statistics of its batch normalisations."""
+"""Metrics of a task over a data set."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -8,7 +7,6 @@ import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.engine.data_errors import data_errors
-from k4p1.engine.groups import STATISTICS
 from k4p1.engine.pure import PureTask
 
 Metrics = Callable[[Mapping[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]]
@@ -46,64 +44,3 @@ class Evaluator:
         if not examples:
             raise errors.DataError(f"task '{self._task.name}': no image of the split could be read")
         return {**{name: total / examples for name, total in totals.items()}, "examples": examples}
-
-
-def recalibrate(
-    task: PureTask,
-    vectors: Mapping[str, np.ndarray],
-    momentum: Mapping[str, float],
-    chosen: frozenset[str],
-    batches: Iterable,
-    count: int,
-) -> dict[str, np.ndarray]:
-    """Population statistics of batch normalisation in place of moving averages.
-
-    Forward passes with batch statistics over `count` batches of images that are not augmented. With batch mean m_b and
-    variance v_b: `mean = E[m_b]`, `variance = E[v_b + m_b^2] - mean^2`; the last two terms are the variance between batches.
-
-    Args:
-      task: the task as a pure function.
-      vectors: by group name.
-      momentum: of every statistics parameter, by key.
-      chosen: keys of the statistics to replace; others keep their values.
-      batches: of the training split, full ones.
-      count: how many to use.
-
-    Returns:
-      New vectors of the statistics groups that hold chosen parameters.
-    """
-    groups = [g for g in task.groups if g.role == STATISTICS and chosen & set(g.packing.names)]
-    if not groups:
-        return {}
-    fixed = {g.name: tf.constant(vectors[g.name]) for g in task.groups}
-    # From zero, one training pass leaves (1 - momentum) times the batch statistics.
-    fixed |= {g.name: tf.zeros([g.packing.size]) for g in groups}
-    passed = tf.function(lambda batch: task.forward(fixed, batch["inputs"], training=True).statistics)
-    sums = {g.name: {name: [0.0, 0.0] for name in g.packing.names} for g in groups}
-    used = 0
-    for batch in itertools.islice(batches, count):
-        statistics = passed(batch)
-        used += 1
-        for group in groups:
-            values = group.packing.unpack_numpy(statistics[group.name].numpy().astype(np.float64))
-            for name, value in values.items():
-                value = value / (1.0 - momentum[name])
-                sums[group.name][name][0] += value
-                sums[group.name][name][1] += value**2
-    if not used:
-        raise errors.DataError(f"task '{task.name}': no training batch to recalibrate batch normalisation with")
-    return {
-        g.name: _population(g.packing.unpack_numpy(vectors[g.name]), sums[g.name], used, chosen, g.packing.pack_numpy)
-        for g in groups
-    }
-
-
-def _population(old, sums, used, chosen, pack):
-    new = dict(old)
-    for name in chosen & set(old):
-        value = sums[name][0] / used
-        if name.endswith("moving_variance"):
-            mean, mean_square = (total / used for total in sums[name.removesuffix("variance") + "mean"])
-            value = np.maximum(value + mean_square - mean**2, 0.0)
-        new[name] = value
-    return pack(new)

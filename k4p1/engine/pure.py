@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from k4p1.engine import fused_batch_normalization
 from k4p1.engine.groups import STATISTICS, ParameterGroup, of_task
-from k4p1.patches.apply import PatchedModel
+from k4p1.patches.apply import SHARED, PatchedModel
 from k4p1.patches.patched_batch_normalization import normalised_by
 from k4p1.patches.patched_layer import RANDOM
 
@@ -34,12 +34,21 @@ class PureTask:
       name: of the task.
       patched: its model.
       groups: of the run; those that the task uses are picked.
+
+    Attributes:
+      groups: that the task uses.
+      statistics_momentum: of its statistics, by key.
+      recalibrated: keys of the statistics that population statistics replace: private ones where the patch says so, and
+        all shared ones that move.
     """
 
     def __init__(self, name: str, patched: PatchedModel, groups: Sequence[ParameterGroup]):
         self.name = name
         self.model = patched.model
         self.groups = of_task(groups, name)
+        self.statistics_momentum = patched.statistics_momentum
+        shared = {p.key for p in patched.parameters if p.owner == SHARED and p.role == STATISTICS}
+        self.recalibrated = frozenset(patched.recalibrated | shared)
         self._seeds = [p.variable for p in patched.parameters if p.role == RANDOM]
 
     def forward(

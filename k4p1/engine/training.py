@@ -14,6 +14,7 @@ from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.data_errors import data_errors
 from k4p1.engine.evaluation import Evaluator, Metrics
 from k4p1.engine.optimization import Optimization
+from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
 from k4p1.engine.step import Pace, training_step
@@ -21,6 +22,7 @@ from k4p1.engine.stop_signal import StopSignal
 
 _REPORT_SECONDS = 0.5
 _UNREPORTED_STEPS = 100
+_SELECTION_BATCHES = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class TrainingTask:
       metrics: per-example metrics of (batch, logits).
       selecting: the metric that selects the best checkpoint.
       validation: validation batches, or None.
+      calibration: training batches without augmentation, for population statistics.
       optimization: learning rate, schedule and multipliers of the task.
     """
 
@@ -47,6 +50,7 @@ class TrainingTask:
     metrics: Metrics
     selecting: str
     validation: Callable[[], Iterable] | None
+    calibration: Callable[[], Iterable]
     optimization: Optimization
 
     @property
@@ -126,6 +130,9 @@ class Trainer:
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
         self._targets = {task.name: task.steps for task in tasks}
         self._evaluators = {task.name: Evaluator(task.pure, task.metrics) for task in tasks}
+        self._population = PopulationStatistics(
+            [task.pure for task in tasks], {task.name: task.calibration for task in tasks}
+        )
         self.progress = Progress(skipped=dict.fromkeys(self._tasks, 0))
         epochs = tuple(task.epochs for task in tasks)
         self._steps = {}
@@ -203,9 +210,11 @@ class Trainer:
         """Evaluates all tasks on their validation splits, and keeps the state if their mean is the best so far."""
         selected = []
         vectors = self._store.vectors()
+        validated = any(task.validation is not None for task in self._tasks.values())
+        measured = self._population(vectors, _SELECTION_BATCHES) if validated else vectors
         for name, task in self._tasks.items():
             if task.validation is not None:
-                metrics = self._evaluators[name](vectors, task.validation())
+                metrics = self._evaluators[name](measured, task.validation())
                 self._reporter.evaluated("validation", name, done[name], metrics)
                 selected.append(metrics[task.selecting])
         if selected and float(np.mean(selected)) >= self.progress.best:

@@ -13,16 +13,16 @@ from k4p1 import artifact, errors
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.engine.checkpoints import Checkpoints
-from k4p1.engine.evaluation import Evaluator, recalibrate
+from k4p1.engine.evaluation import Evaluator
 from k4p1.engine.groups import STATISTICS, ParameterGroup, plan_groups, write_back
 from k4p1.engine.optimization import Optimization
+from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
 from k4p1.engine.store import LocalStore
 from k4p1.engine.training import Trainer, TrainingTask
 from k4p1.experiments import tables
 from k4p1.experiments.model_dir import ModelDir, plain_task
-from k4p1.experiments.pooling import pool_statistics
 from k4p1.export import patch_file
 from k4p1.patches.apply import PRIVATE, SHARED, PatchedModel, head_is_shared
 from k4p1.patches.patched_layer import FIXED, TRAINED
@@ -152,7 +152,7 @@ def run(
         _, groups, vectors = _train(prepared, optimization, settings, folder, run_hash, split="train+validation")
     # 5. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
     write_back(groups, vectors)
-    _recalibrate(prepared, optimization, settings.recalibration_batches)
+    _recalibrate(prepared, settings.recalibration_batches)
     result = _finish(backbone, prepared, folder, shared_trained, trainer)
     if folder is not None:
         artifact.write_json(folder.result, result)
@@ -196,6 +196,7 @@ def _train(
                 validation=None
                 if refit or stop_after or not task.splits.has("validation")
                 else functools.partial(data.sequential, "validation"),
+                calibration=task.pipeline.calibration,
                 optimization=dataclasses.replace(optimization, **{k: v for k, v in own.items() if v is not None}),
             )
         )
@@ -224,24 +225,12 @@ def _train(
         return trainer, groups, trainer.run(stop_after)
 
 
-def _recalibrate(prepared: Sequence[PreparedTask], optimization: Optimization, batches: int) -> None:
+def _recalibrate(prepared: Sequence[PreparedTask], batches: int) -> None:
     """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones."""
-    groups = plan_groups({task.name: task.patched for task in prepared}, optimization)
-    vectors = {group.name: group.initial() for group in groups}
-    shared = frozenset(name for g in groups if g.role == STATISTICS and g.owner == SHARED for name in g.packing.names)
-    from_tasks: dict[str, list[np.ndarray]] = {}
-    for task in prepared:
-        pure = PureTask(task.name, task.patched, groups)
-        chosen = task.patched.recalibrated | (shared & set(task.patched.statistics_momentum))
-        new = recalibrate(
-            pure, vectors, task.patched.statistics_momentum, frozenset(chosen), task.pipeline.calibration(), batches
-        )
-        for name, vector in new.items():
-            from_tasks.setdefault(name, []).append(vector)
-    for group in groups:
-        if group.name in from_tasks:
-            vectors[group.name] = pool_statistics(group.packing, from_tasks[group.name])
-    write_back([group for group in groups if group.name in from_tasks], vectors)
+    groups = plan_groups({task.name: task.patched for task in prepared}, Optimization())
+    tasks = [PureTask(task.name, task.patched, groups) for task in prepared]
+    population = PopulationStatistics(tasks, {task.name: task.pipeline.calibration for task in prepared})
+    write_back(groups, population({group.name: group.initial() for group in groups}, batches))
 
 
 def _finish(

@@ -52,6 +52,7 @@ class SmallRun:
                 metrics=Metrics(("accuracy",), "softmax_cross_entropy"),
                 selecting="accuracy",
                 validation=lambda: batches(0, 99).take(2),
+                calibration=lambda: batches(0, 7),
                 optimization=self.optimization,
             )
             for index, name in enumerate(self.steps)

@@ -5,20 +5,18 @@ import pytest
 import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.engine.evaluation import Evaluator, recalibrate
+from k4p1.engine.evaluation import Evaluator
+from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.patches.apply import apply_patches
 from k4p1.tasks.losses import Metrics
-from tests.engine.conftest import batches
+from tests.engine.conftest import batches, moved
 
 
 def forward_statistics(patched, run, data):
-    pure = PureTask("a", patched, run.groups)
-    vectors = run.store.vectors()
-    new = recalibrate(pure, vectors, patched.statistics_momentum, patched.recalibrated, data, 100)
-    (name,) = new
-    group = next(g for g in run.groups if g.name == name)
-    return group.packing.unpack_numpy(new[name])
+    population = PopulationStatistics([PureTask("a", patched, run.groups)], {"a": lambda: data})
+    (group,) = [g for g in run.groups if g.role == "statistics"]
+    return group.packing.unpack_numpy(population(run.store.vectors(), 100)[group.name])
 
 
 def test_recalibration_gives_the_statistics_of_the_whole_population(make_run):
@@ -46,10 +44,23 @@ def test_variance_contains_the_part_between_batches(make_run):
 @pytest.mark.parametrize("spec", ["scale_bias(statistics=frozen)+head", "scale_bias(recalibrate=false)+head", "head"])
 def test_frozen_statistics_are_never_recalibrated(make_run, spec):
     run = make_run({"a": spec}, shared_trained=False)
-    pure = PureTask("a", run.patched["a"], run.groups)
-    patched = run.patched["a"]
-    new = recalibrate(pure, run.store.vectors(), patched.statistics_momentum, patched.recalibrated, batches().take(2), 2)
-    assert new == {}
+    population = PopulationStatistics([PureTask("a", run.patched["a"], run.groups)], {"a": lambda: batches().take(2)})
+    before = run.store.vectors()
+    assert not moved(before, population(before, 2))
+
+
+def test_statistics_that_tasks_share_are_those_of_all_their_images(make_run):
+    """Task a sees black images, task b white ones: the shared variance of the first layer is that of both together."""
+    run = make_run({"a": "head", "b": "head"})
+    data = {name: [{"inputs": tf.fill([8, 16, 16, 3], value)}] for name, value in (("a", 0.0), ("b", 255.0))}
+    tasks = [PureTask(name, run.patched[name], run.groups) for name in data]
+    found = PopulationStatistics(tasks, {name: lambda b=b: b for name, b in data.items()})(run.store.vectors(), 1)
+    (group,) = [g for g in run.groups if g.role == "statistics"]
+    statistics = group.packing.unpack_numpy(found[group.name])
+    everything = tf.concat([b[0]["inputs"] for b in data.values()], 0)
+    activations = run.backbone.model.get_layer("stem")(everything / 127.5 - 1.0).numpy()
+    np.testing.assert_allclose(statistics["stem_bn/moving_mean"], activations.mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(statistics["stem_bn/moving_variance"], activations.var((0, 1, 2)), rtol=1e-3)
 
 
 def test_corrupt_images_do_not_count(make_run):

@@ -43,7 +43,7 @@ def test_the_joint_best_state_is_returned(make_run, tmp_path, monkeypatch):
     seen = {}
 
     def evaluate(vectors, batches):
-        seen[sum(run.store.done().values())] = vectors
+        seen[sum(run.store.done().values())] = run.store.vectors()
         return {"accuracy": next(scores), "examples": 1.0}
 
     monkeypatch.setattr(trainer, "_evaluators", dict.fromkeys(run.steps, evaluate))
@@ -51,6 +51,21 @@ def test_the_joint_best_state_is_returned(make_run, tmp_path, monkeypatch):
     assert (trainer.progress.best, trainer.progress.best_step) == (0.9, 4)
     for name, vector in best.items():
         np.testing.assert_array_equal(vector, seen[4][name])
+
+
+def test_selection_looks_at_population_statistics(make_run, monkeypatch):
+    """Moving averages that have not arrived must not decide: what is evaluated is what would be written."""
+    run = make_run({"a": "scale_bias+head"}, steps={"a": 2})
+    trainer = run.trainer(evaluate_every=2)
+    seen = []
+    monkeypatch.setattr(
+        trainer, "_evaluators", {"a": lambda vectors, batches: seen.append(vectors) or {"accuracy": 0.5, "examples": 1.0}}
+    )
+    trainer.run()
+    (group,) = [g for g in run.groups if g.role == "statistics"]
+    now = run.store.vectors()[group.name]
+    distance = np.abs(seen[0][group.name] - now).max()
+    assert distance > 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
