@@ -38,7 +38,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
       network: its name, such as `MobileNetV2`, `InceptionV3`, `DenseNet121`.
       weights: None (random), `imagenet` (downloaded by Keras), or the path of a weight file for the network without
         classifier, or of a backbone file that k4p1 wrote.
-      width: the width multiplier of the MobileNets (`alpha`).
+      width: multiplies the filters of every convolution: `alpha` of the MobileNets; InceptionV3 is rebuilt.
       **arguments: further arguments of the Keras function, such as `include_preprocessing`.
 
     Raises:
@@ -50,13 +50,17 @@ def application(network: str, weights: str | None = None, width: float | None = 
         raise errors.ConfigError(errors.unknown("backbone", network, known))
     config = {"network": network, **({"width": width} if width is not None else {}), **arguments}
     accepted = inspect.signature(known[network]).parameters
-    keras_arguments = {**arguments, **({"alpha": width} if width is not None else {})}
+    is_rebuilt = width not in (None, 1.0) and network == "InceptionV3"
+    has_own_width = width is not None and network != "InceptionV3"
+    keras_arguments = {**arguments, **({"alpha": width} if has_own_width else {})}
     for name in keras_arguments:
         if name not in accepted:
             named = "width" if name == "alpha" else name
             raise errors.ConfigError(errors.unknown(f"argument of {network}", named, [*accepted, "weights"]))
     if width is not None and width <= 0:
         raise errors.ConfigError(f"{network}(width={width}): the width must be positive")
+    if is_rebuilt and weights == "imagenet":
+        raise errors.ConfigError(f"{network}(width={width}): ImageNet weights exist for width 1 only")
     path = None if weights in (None, "imagenet") else pathlib.Path(weights).expanduser()
     if path is not None and not path.is_file():
         raise errors.ArtifactError(f"no weight file {weights}; give None, 'imagenet' or the path of a file")
@@ -68,10 +72,19 @@ def application(network: str, weights: str | None = None, width: float | None = 
                 input_shape=(None, None, 3),
                 include_top=False,
                 pooling="avg",
-                weights=None if is_ours else str(path) if path else weights,
+                weights=None if is_ours or is_rebuilt else str(path) if path else weights,
                 **keras_arguments,
             )
-    except (ValueError, OSError, KeyError) as e:
+            if is_rebuilt:
+                model = _of_other_width(model, width)
+                if path is not None and not is_ours:
+                    model.load_weights(path)
+    except Exception as e:  # Keras raises many kinds: bad arguments, damaged files, no network
+        if weights == "imagenet":
+            raise errors.ArtifactError(
+                f"Keras cannot load the ImageNet weights of {network}{_of_width(width)} ({_first_line(e)}); give weights = "
+                "PATH of a file, or None"
+            ) from e
         if path is None:
             raise errors.ConfigError(f"Keras cannot build {network}: {_first_line(e)}") from e
         raise errors.ArtifactError(f"the weights of {path} do not fit {network}{_of_width(width)}: {_first_line(e)}") from e
@@ -89,9 +102,12 @@ def mobilenet_v2(weights: str | None = None, width: float = 1.0) -> Backbone:
     return application("MobileNetV2", weights=weights, width=width)
 
 
-def inception_v3(weights: str | None = None) -> Backbone:
-    """InceptionV3: 17,216 batch normalisation channels, without scales in Keras; a scale-and-bias patch adds them."""
-    return application("InceptionV3", weights=weights)
+def inception_v3(weights: str | None = None, width: float = 1.0) -> Backbone:
+    """InceptionV3: 17,216 batch normalisation channels, without scales in Keras; a scale-and-bias patch adds them.
+
+    Keras has it at width 1 only; another width multiplies the filters of every convolution, and has no ImageNet weights.
+    """
+    return application("InceptionV3", weights=weights, width=width)
 
 
 def from_model(model: keras.Model, name: str = "custom", scaling: str = "none") -> Backbone:
@@ -123,6 +139,18 @@ def from_config(name: str, config: Mapping[str, Any], scaling: str) -> Backbone:
         return Backbone(keras.saving.deserialize_keras_object(dict(config["keras_model"])), name, config, scaling)
     except (ValueError, TypeError, KeyError) as e:
         raise errors.ArtifactError(f"cannot rebuild backbone '{name}': {_first_line(e)}") from e
+
+
+def _of_other_width(model: keras.Model, width: float) -> keras.Model:
+    """The same network with `width` times the filters of every convolution, at least one each; random weights."""
+
+    def scaled(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Conv2D):
+            config["filters"] = max(1, round(config["filters"] * width))
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(model, clone_function=scaled)
 
 
 def _of_width(width: float | None) -> str:

@@ -283,3 +283,14 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(small_backbo
     with pytest.raises(errors.ArtifactError, match=message):
         small_backbone.assign(tensors)
     assert small_backbone.fingerprint() == before
+
+
+def test_inception_of_another_width():
+    """Half the filters of every convolution; found again from its file description."""
+    half = build.inception_v3(width=0.5)
+    assert half.features == 1024
+    patched = apply_patches(half, "scale_bias+head", classes=3, image_size=80)
+    assert patched.count("private", "statistics") == 17216
+    assert build.from_config(half.name, half.config, half.scaling).structure_hash() == half.structure_hash()
+    with pytest.raises(errors.ConfigError, match="width 1 only"):
+        build.inception_v3(weights="imagenet", width=0.5)
