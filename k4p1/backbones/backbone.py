@@ -10,13 +10,16 @@ import numpy as np
 
 from k4p1 import content_hash, errors
 from k4p1.backbones import canonical, scaling
-from k4p1.patches.kind import LayerSite
+from k4p1.backbones.site import LayerSite
 
 _STRUCTURAL = (  # noqa: SIM905
     "filters kernel_size strides padding dilation_rate groups depth_multiplier units use_bias activation pool_size axis "
     "epsilon center scale offset max_value negative_slope threshold keepdims rate normalization target_shape size "
     "interpolation cropping"
 ).split()
+
+FILE_FORMAT = "k4p1-backbone"
+FILE_VERSION = 1
 
 
 @dataclasses.dataclass(eq=False)

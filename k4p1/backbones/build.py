@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from k4p1 import errors
-from k4p1.backbones.backbone import Backbone
+from k4p1 import artifact, errors
+from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
 
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 _FAMILIES = (  # prefix of a keras.applications name -> how its own preprocess_input scales
@@ -80,7 +80,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
                 if path is not None and not is_ours:
                     model.load_weights(path)
     except Exception as e:  # Keras raises many kinds: bad arguments, damaged files, no network
-        if weights == "imagenet":
+        if weights == "imagenet" and not isinstance(e, ValueError):
             raise errors.ArtifactError(
                 f"Keras cannot load the ImageNet weights of {network}{_of_width(width)} ({_first_line(e)}); give weights = "
                 "PATH of a file, or None"
@@ -91,9 +91,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
     scaling = next(value for prefix, value in _FAMILIES if network.startswith(prefix))
     backbone = Backbone(model, network, config, scaling, _MINIMUM_SIZES.get(network, 32))
     if is_ours:
-        from k4p1.backbones import files
-
-        files.load_values(backbone, path)
+        backbone.assign(artifact.read(path, FILE_FORMAT, FILE_VERSION)[0])
     return backbone
 
 

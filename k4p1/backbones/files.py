@@ -5,10 +5,9 @@ import pathlib
 
 from k4p1 import artifact
 from k4p1.backbones import build
-from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
 
-FORMAT = "k4p1-backbone"
-VERSION = 1
+FORMAT, VERSION = FILE_FORMAT, FILE_VERSION
 
 
 def save(backbone: Backbone, path: str | pathlib.Path) -> str:
@@ -34,9 +33,3 @@ def load(path: str | pathlib.Path) -> Backbone:
     backbone = build.from_config(metadata["name"], json.loads(metadata["config"]), metadata["scaling"])
     backbone.assign(tensors)
     return backbone
-
-
-def load_values(backbone: Backbone, path: str | pathlib.Path) -> None:
-    """Reads the values of a backbone file into a backbone of the same structure."""
-    tensors, _ = artifact.read(path, FORMAT, VERSION)
-    backbone.assign(tensors)

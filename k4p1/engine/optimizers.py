@@ -50,7 +50,7 @@ class Optimizer:
             self._apply(vector, slots, gradient, learning_rate, updates)
 
     def _apply(self, vector, slots, gradient, learning_rate, updates):
-        raise NotImplementedError(f"{type(self).__name__} must update the vector")
+        raise TypeError(f"{type(self).__name__} must update the vector")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

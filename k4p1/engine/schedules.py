@@ -36,7 +36,7 @@ class Schedule:
         return tf.minimum(progress / self.warmup, 1.0) * decayed if self.warmup else decayed
 
     def _decay(self, progress, epochs):
-        raise NotImplementedError(f"{type(self).__name__} must say how it decays")
+        raise TypeError(f"{type(self).__name__} must say how it decays")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

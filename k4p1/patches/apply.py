@@ -9,9 +9,10 @@ import keras
 from k4p1 import errors
 from k4p1.backbones.backbone import Backbone, learned_variables
 from k4p1.backbones.scaling import InputScaling
+from k4p1.backbones.site import LayerSite
 from k4p1.patches import patched_convolution
 from k4p1.patches.head import Head
-from k4p1.patches.kind import LayerSite, PatchKind
+from k4p1.patches.kind import PatchKind
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable, view
 from k4p1.patches.spec import PatchSpec
 

@@ -7,25 +7,11 @@ import typing
 from collections.abc import Sequence
 
 from k4p1 import errors
+from k4p1.backbones.site import LayerSite
 
 STAGES = ("all", "early", "mid", "late")
 
 _KINDS: dict[str, type["PatchKind"]] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSite:
-    """A layer of the backbone and where it stands.
-
-    Attributes:
-      name: the canonical name.
-      layer: the shared `keras.layers.Layer`.
-      depth: position among the layers that own variables, in topological order, 0 (first) to 1 (last).
-    """
-
-    name: str
-    layer: typing.Any
-    depth: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class LayerPatch(keras.layers.Layer):
 
     def bind(self, layer: keras.layers.Layer) -> None:
         """Creates the private variables for the shared, built `layer`, with values that leave its output unchanged."""
-        raise NotImplementedError(f"{type(self).__name__} must create its variables")
+        raise TypeError(f"{type(self).__name__} must create its variables")
 
     def kernel(self, kernel):
         """The kernel to use in place of `kernel` (None if it is replaced)."""
@@ -94,7 +94,7 @@ class LayerPatch(keras.layers.Layer):
         `layer` that change, by name.
         """
         if type(self).output is not LayerPatch.output:
-            raise NotImplementedError(f"{type(self).__name__} cannot be folded")
+            raise TypeError(f"{type(self).__name__} cannot be folded")
         return kernel, bias, others
 
     def private_variables(self) -> list[PrivateVariable]:
@@ -122,15 +122,15 @@ class PatchedLayer(keras.layers.Layer):
 
     def bind(self) -> None:
         """Creates the private variables and picks the shared ones that stay in use."""
-        raise NotImplementedError(f"{type(self).__name__} must create its variables")
+        raise TypeError(f"{type(self).__name__} must create its variables")
 
     def private_variables(self) -> list[PrivateVariable]:
         """The task's variables in this layer, in a fixed order."""
-        raise NotImplementedError(f"{type(self).__name__} must list its variables")
+        raise TypeError(f"{type(self).__name__} must list its variables")
 
     def folded(self) -> keras.layers.Layer:
         """A built plain Keras layer that computes the same function at inference."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be folded")
+        raise TypeError(f"{type(self).__name__} cannot be folded")
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)

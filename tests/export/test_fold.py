@@ -125,5 +125,5 @@ def test_a_kind_that_changes_the_output_must_say_how_it_folds():
         def output(self, outputs):
             return 2 * outputs
 
-    with pytest.raises(NotImplementedError, match="Doubled cannot be folded"):
+    with pytest.raises(TypeError, match="Doubled cannot be folded"):
         Doubled().fold(np.zeros(1), np.zeros(1), None, {})
