@@ -153,7 +153,8 @@ def run(
     # 5. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
     write_back(groups, vectors)
     _recalibrate(prepared, settings.recalibration_batches)
-    result = _finish(backbone, prepared, folder, shared_trained, trainer)
+    evaluated = ("test",) if settings.refit else ("validation", "test")  # a refit has trained on validation images
+    result = _finish(backbone, prepared, folder, shared_trained, trainer, evaluated)
     if folder is not None:
         artifact.write_json(folder.result, result)
     if not settings.quiet:
@@ -234,9 +235,14 @@ def _recalibrate(prepared: Sequence[PreparedTask], batches: int) -> None:
 
 
 def _finish(
-    backbone: Backbone, prepared: Sequence[PreparedTask], folder: ModelDir | None, shared_trained: bool, trainer: Trainer
+    backbone: Backbone,
+    prepared: Sequence[PreparedTask],
+    folder: ModelDir | None,
+    shared_trained: bool,
+    trainer: Trainer,
+    evaluated: Sequence[str],
 ) -> dict[str, Any]:
-    """Evaluates every task and writes backbone, heads and patches."""
+    """Evaluates every task on the splits `evaluated` and writes backbone, heads and patches."""
     if folder is not None:
         backbone_files.save(backbone, folder.backbone)
     groups = plan_groups({task.name: task.patched for task in prepared}, Optimization())
@@ -258,7 +264,7 @@ def _finish(
             "validation_accuracy": None,
             "skipped_images": _skipped(task, trainer),
         }
-        for split in ("validation", "test"):
+        for split in evaluated:
             if task.splits.has(split):
                 metrics = evaluator(vectors, task.pipeline.sequential(split))
                 entry |= {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}

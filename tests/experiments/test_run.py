@@ -144,7 +144,9 @@ def test_finetuning_learns():
 
 
 def test_refit_uses_validation_images_too(tmp_path):
-    k4p1.finetune(backbone=backbone, task=task(), model_dir=tmp_path / "m", refit=True, **SETTINGS)
+    result = k4p1.finetune(backbone=backbone, task=task(), model_dir=tmp_path / "m", refit=True, **SETTINGS)
+    assert result.summary["tasks"]["a"]["validation_accuracy"] is None  # it was trained on
+    assert result.summary["tasks"]["a"]["test_accuracy"] is not None
     assert list((tmp_path / "m" / "checkpoints" / "refit").glob("step_*"))
 
 
