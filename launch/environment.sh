@@ -26,9 +26,9 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   source .venv/bin/activate
 fi
 # The pip that comes with Python 3.10 takes the better part of an hour to resolve the dependencies.
-python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24.1'
+python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=24.1'
 
 k4p1_install() {
   echo "installing k4p1 and what it needs (TensorFlow: a few minutes the first time)"
-  python -m pip install --quiet --disable-pip-version-check --editable "$1"
+  python -m pip install -qq --disable-pip-version-check --editable "$1"
 }

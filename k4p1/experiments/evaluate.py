@@ -43,6 +43,8 @@ def evaluate(
     found = {}
     for name in names:
         definition, seed = folder.read_task(name)
+        if not (data or definition.data):
+            raise errors.ConfigError(f"task '{name}' was trained on a Python object; give its data again: data=...")
         source = open_source(data or definition.data, definition.data_dir)
         splits = Splits(source, seed=seed, validation=definition.validation)
         splits.parts(split)

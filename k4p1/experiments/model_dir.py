@@ -108,7 +108,6 @@ class ModelDir:
         """A task as it was trained, and the seed of its run; `data` is empty if it was a Python object."""
         values = self._read_json(self.task_folder(name) / "task.json")
         seed = values.pop("seed")
-        values["data"] = values["data"] or "unknown"
         return Task(**values), seed
 
     def load_backbone(self) -> Backbone:

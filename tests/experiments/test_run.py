@@ -96,6 +96,8 @@ def test_evaluation_afterwards_gives_the_same_numbers(finished):
         assert found["accuracy"] == pytest.approx(result.summary["tasks"]["private"][f"{split}_accuracy"])
     with pytest.raises(errors.ConfigError, match="did you mean 'test'"):
         k4p1.evaluate(folder, "private", "tests", data=arrays())
+    with pytest.raises(errors.ConfigError, match="trained on a Python object; give its data"):
+        k4p1.evaluate(folder, "private")
     with pytest.raises(errors.DataError, match="2 labels"):
         k4p1.evaluate(folder, "private", data=arrays(labels=("x", "y")))
 
