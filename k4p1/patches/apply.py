@@ -136,6 +136,11 @@ def apply_patches(
         raise errors.ConfigError(
             f"{backbone.name} does not work at image size {height}x{width}: {str(e).strip().splitlines()[0]}"
         ) from e
+    for operation in network.operations:  # some versions of Keras let a layer put out nothing
+        if any(side is not None and side <= 0 for side in operation.output.shape[1:]):
+            raise errors.ConfigError(
+                f"image size {height}x{width} is too small for {backbone.name}: nothing is left after '{operation.name}'"
+            )
     is_shared_head = head_is_shared(spec)
     head = view(shared_head, True) if is_shared_head and shared_head is not None else make_head(classes, seed)
     features = network(scaled)
