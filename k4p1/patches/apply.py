@@ -137,7 +137,8 @@ def apply_patches(
             f"{backbone.name} does not work at image size {height}x{width}: {str(e).strip().splitlines()[0]}"
         ) from e
     for operation in network.operations:  # some versions of Keras let a layer put out nothing
-        if any(side is not None and side <= 0 for side in operation.output.shape[1:]):
+        sides = [side for output in keras.tree.flatten(operation.output) for side in output.shape[1:]]
+        if any(side is not None and side <= 0 for side in sides):
             raise errors.ConfigError(
                 f"image size {height}x{width} is too small for {backbone.name}: nothing is left after '{operation.name}'"
             )
