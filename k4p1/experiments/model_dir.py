@@ -62,7 +62,7 @@ class ModelDir:
                     f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
                     "give another --model_dir, or --noresume to start anew here"
                 )
-        elif self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "logs").is_dir():
+        elif self.root.is_dir() and any(self.root.iterdir()):
             raise errors.ConfigError(f"{self.root} is not empty and holds no run of k4p1; give a new or empty --model_dir")
         if not resume and self.checkpoints.is_dir():
             aside = self.root / f"checkpoints.{int(time.time())}"
