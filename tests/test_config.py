@@ -83,7 +83,7 @@ class TestLoading:
             ("steps 200", "gin cannot read 'steps 200'"),
             ("steps =", "gin cannot read 'steps ='"),
             ("steps = two words", "gin cannot read 'steps = two words': a value is number, quoted text"),
-            ("train.tasks = [1,", "gin cannot read 'quickstart; train.tasks = .1,': EOF"),
+            ("train.tasks = [1,", "gin cannot read 'quickstart; train.tasks = .1,': (unexpected )?EOF"),
             ("train.backbone = @a/mobilnet_v2()", "did you mean 'mobilenet_v2'"),
             ("include 'nowhere.gin'", "gin: .*nowhere.gin"),
         ],
