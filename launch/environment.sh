@@ -25,7 +25,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   # shellcheck disable=SC1091
   source .venv/bin/activate
 fi
-# The pip that comes with Python 3.10 takes the better part of an hour to resolve the dependencies.
+# pip 23.0, which comes with Python 3.10, does not get done resolving the dependencies.
 python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=24.1'
 
 k4p1_install() {

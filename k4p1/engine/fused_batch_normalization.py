@@ -1,8 +1,8 @@
 """Batch normalisation in training by TensorFlow's fused kernel, for the layers that patches put into a network.
 
-Operation by operation, forward and backward pass read and write the activations about fifteen times; the fused kernel is 2
-to 3 times as fast on a CPU, and cuDNN's on a GPU. Layers themselves know only `keras.ops`, so that they run on every backend
-of Keras; the engine, which is TensorFlow, lends them this function.
+Operation by operation, forward and backward pass read and write the activations many times over; the fused kernel does not
+(`engine_over_loop` of `benchmarks/local.py` contains the difference). Layers themselves know only `keras.ops`, so that they
+run on every backend of Keras; the engine, which is TensorFlow, lends them this function.
 """
 
 import tensorflow as tf

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.engine.groups import TRAINED, ParameterGroup
+from k4p1.engine.groups import FIXED, TRAINED, ParameterGroup
 from k4p1.engine.optimization import Optimization
 
 _FIRST_LOSS_SCALE = 2.0**15
@@ -119,7 +119,7 @@ class LocalStore:
     def _state(self) -> dict[str, tf.Variable]:
         state = {f"ticket/{task}": ticket for task, ticket in self._tickets.items()}
         for name, vector in self._vectors.items():
-            if self.groups[name].role == "fixed":
+            if self.groups[name].role == FIXED:
                 continue
             state[f"vector/{name}"] = vector
             state |= {f"slot/{name}/{slot}": variable for slot, variable in self._slots.get(name, {}).items()}

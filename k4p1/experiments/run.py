@@ -63,7 +63,7 @@ class RunSettings:
       precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
       cache_features: compute features once where only the head trains; None: where that is possible.
       refit: after selection, train again on train and validation together, for the number of steps that was best.
-      jit_compile: compile steps with XLA; slower on a CPU (6 times for MobileNetV2).
+      jit_compile: compile steps with XLA; not for a CPU, where it slows convolutions down.
       model_dir: where everything is written; None: nowhere.
       resume: go on from the newest checkpoint in model_dir.
       dry_run: build everything, print the parameter table, take one step a task, write nothing.

@@ -45,11 +45,6 @@ class PreparedTask:
         """The task's name."""
         return self.task.name
 
-    @property
-    def epochs(self) -> float:
-        """Passes over the training split."""
-        return self.steps * self.task.batch_size / self.splits.size("train")
-
     def only_head_trains(self) -> bool:
         """Whether features never change: only the head is trained, with fixed preprocessing."""
         moving = [p for p in self.patched.parameters if p.role in (TRAINED, "statistics")]
