@@ -36,7 +36,7 @@ setuptools.setup(
     python_requires=">=3.10,<3.14",
     packages=setuptools.find_packages(include=["k4p1", "k4p1.*"]),
     cmdclass={"build_py": BuildWithConfigs},
-    entry_points={"console_scripts": ["k4p1 = k4p1.cli:main"]},
+    entry_points={"console_scripts": ["k4p1 = k4p1.cli:entry"]},
     install_requires=[
         "absl-py>=2.1",
         "gin-config>=0.5",

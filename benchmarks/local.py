@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import backbones, data
-from k4p1.engine import LocalStore, Optimization, plan_groups
+from k4p1.engine import Optimization, Store, plan_groups
 from k4p1.engine.pure import PureTask
 from k4p1.engine.step import Pace, training_step
 from k4p1.patches.apply import apply_patches
@@ -48,7 +48,7 @@ def engine_stepper(patched, batches, steps=10**9):
     """One step of the engine on a patched model."""
     optimization = Optimization(schedule="constant")
     groups = plan_groups({"task": patched}, optimization)
-    store = LocalStore(groups, optimization, {"task": steps})
+    store = Store(groups, optimization, {"task": steps})
     task = PureTask("task", patched, groups)
     step = training_step(task, store, MeanLoss("softmax_cross_entropy"), optimization, Pace(steps, (1.0,), 0, 0))
     function, iterator = tf.function(lambda iterator: step(next(iterator))), iter(batches)

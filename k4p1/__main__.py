@@ -1,7 +1,6 @@
-"""`python -m k4p1` is the command line."""
+"""`python -m k4p1`."""
 
-import sys
+from k4p1.cli import entry
 
-from k4p1.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    entry()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from k4p1 import errors
+from k4p1 import errors, quiet_tensorflow
 
 
 def _model_dir(f: flags.FlagValues, what: str) -> None:
@@ -26,8 +26,36 @@ def _run_flags(default_file: str) -> Callable[[flags.FlagValues], None]:
         flags.DEFINE_string("model_dir", None, "Folder of the run; not needed for a dry run.", flag_values=f)
         flags.DEFINE_bool("dry_run", False, "Build everything, print parameters, take one step a task.", flag_values=f)
         flags.DEFINE_bool("resume", True, "Go on from the newest checkpoint in --model_dir.", flag_values=f)
+        local = "Run on a cluster of processes on this machine, such as ps:1,workers:2."
+        flags.DEFINE_string("local_cluster", None, local, flag_values=f)
+        slurm = "Run as one task of a Slurm step: the first coordinates, the next serve, such as ps:2, all others work."
+        flags.DEFINE_string("slurm", None, slurm, flag_values=f)
+        flags.DEFINE_integer("slurm_port", 8888, "First port on each node, under Slurm.", flag_values=f, lower_bound=1)
 
     return define
+
+
+def _server_flags(f: flags.FlagValues) -> None:
+    same = "As given to the coordinator; compared with its run if given."
+    flags.DEFINE_multi_string("gin_file", [], same, flag_values=f)
+    flags.DEFINE_multi_string("gin_bindings", [], same, flag_values=f)
+    _model_dir(f, "Folder of the coordinator's run, on a file system that both see.")
+
+
+def _manifest_flags(f: flags.FlagValues) -> None:
+    flags.DEFINE_multi_string("gin_file", ["quickstart"], "Path in the image, or short name.", flag_values=f)
+    flags.DEFINE_multi_string("gin_bindings", [], "A binding; may be repeated.", flag_values=f)
+    flags.DEFINE_string("image", None, "Container image with k4p1 installed.", flag_values=f, required=True)
+    flags.DEFINE_integer("ps", 1, "Parameter servers.", flag_values=f, lower_bound=1)
+    flags.DEFINE_integer("workers", 2, "Workers.", flag_values=f, lower_bound=1)
+    flags.DEFINE_enum("command", "train", ["train", "finetune"], "What to run.", flag_values=f)
+    flags.DEFINE_string("name", "k4p1", "Of the run; names all objects.", flag_values=f)
+    flags.DEFINE_string("model_dir", "/k4p1/model", "Where the shared volume is mounted.", flag_values=f)
+    flags.DEFINE_string("claim", "k4p1", "PersistentVolumeClaim (ReadWriteMany) of the shared volume.", flag_values=f)
+    flags.DEFINE_string("cpu", "2", "CPUs that every pod requests.", flag_values=f)
+    flags.DEFINE_string("memory", "4Gi", "Memory that every pod requests.", flag_values=f)
+    flags.DEFINE_integer("gpus", 0, "GPUs of each worker.", flag_values=f, lower_bound=0)
+    flags.DEFINE_integer("port", 2222, "Port of every pod.", flag_values=f, lower_bound=1, upper_bound=65535)
 
 
 def _evaluate_flags(f: flags.FlagValues) -> None:
@@ -57,23 +85,32 @@ class Command:
       summary: one line.
       arguments: what stands behind the flags, for the help text; empty for none.
       define: adds its flags.
-      light: needs no TensorFlow.
+      function: `module:name`; by default, of the command's name in `k4p1.commands`.
     """
 
     summary: str
     arguments: str = ""
     define: Callable[[flags.FlagValues], None] = lambda f: None
-    light: bool = False
+    function: str = ""
 
+
+_CLUSTER = "k4p1.cluster.commands"
 
 COMMANDS = {
-    "train": Command("Train many tasks on one backbone.", define=_run_flags("quickstart")),
-    "finetune": Command("Train the patch of one new task on a frozen backbone.", define=_run_flags("finetune")),
+    "train": Command("Train many tasks on one backbone.", "", _run_flags("quickstart"), f"{_CLUSTER}:train"),
+    "finetune": Command(
+        "Train the patch of one new task on a frozen backbone.", "", _run_flags("finetune"), f"{_CLUSTER}:finetune"
+    ),
     "evaluate": Command("Metrics of finished tasks on a split.", define=_evaluate_flags),
     "predict": Command("The most probable labels of images.", "IMAGE ...", _predict_flags),
     "export": Command("Write one SavedModel a task.", define=_export_flags),
     "inspect": Command("Describe a patch file, backbone, checkpoint, model dir or export.", "PATH"),
+    "status": Command("Where a running or finished run stands.", "MODEL_DIR", function=f"{_CLUSTER}:show_status"),
     "configs": Command("List the shipped gin files."),
+    "server": Command("Be a parameter server or worker, as TF_CONFIG says.", "", _server_flags, f"{_CLUSTER}:server"),
+    "serve_parameters": Command("Be a parameter server of TF_CONFIG.", "", _server_flags, f"{_CLUSTER}:serve_parameters"),
+    "work": Command("Be a worker of TF_CONFIG.", "", _server_flags, f"{_CLUSTER}:work"),
+    "manifest": Command("Print Kubernetes manifests of a cluster run.", "", _manifest_flags, f"{_CLUSTER}:manifest"),
 }
 
 
@@ -130,34 +167,16 @@ def _dispatch(argv: list[str], debug: bool) -> int:
         raise errors.ConfigError(f"k4p1 {name} takes no argument '{positional[0]}'; k4p1 {name} --help shows its flags")
     if command.arguments and not positional:
         raise errors.ConfigError(f"k4p1 {name} wants {command.arguments}; k4p1 {name} --help shows how")
-    _import_tensorflow(quiet=not debug)
-    function = getattr(importlib.import_module("k4p1.commands"), name)
-    function(values, positional) if command.arguments else function(values)
-    return 0
-
-
-def _import_tensorflow(quiet: bool) -> None:
-    """Imports TensorFlow without the lines that its libraries print before any log level is read."""
-    if not quiet or "tensorflow" in sys.modules:
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-        tf.get_logger().setLevel("ERROR")  # advice on retracing, which is not for the user
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    module, _, function = (command.function or f"k4p1.commands:{name}").partition(":")
+    if not (debug or command.function):
+        quiet_tensorflow.import_quietly()
+    called = getattr(importlib.import_module(module), function)
+    return (called(values, positional) if command.arguments else called(values)) or 0
 
 
 def _overview() -> str:
     lines = ["k4p1: parameter-efficient multi-task and transfer learning", "", "usage: k4p1 COMMAND [flags]", ""]
-    lines += [f"  {name:<9} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<17} {command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "  k4p1 COMMAND --help shows its flags; --debug after any command shows tracebacks; --version."]
     lines += ["  First: k4p1 train --gin_file quickstart --model_dir /tmp/quickstart"]
     return "\n".join(lines)
@@ -176,5 +195,15 @@ def _help(name: str, command: Command, values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
+def entry() -> None:
+    """Runs the command line and ends the process."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "k4p1.cluster.session" in sys.modules:
+        os._exit(code)  # the threads of a coordinator's connections never stop
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

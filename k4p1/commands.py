@@ -6,24 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from k4p1 import config, errors
+from k4p1 import config, errors, gin_files
+from k4p1.cluster.parent import end_with_parent
+from k4p1.cluster.restart import start_again
 from k4p1.experiments import evaluate as evaluation
 from k4p1.experiments import inspection, tables
 
 
-def train(f: flags.FlagValues) -> None:
-    """`k4p1 train`."""
-    _run("train", f)
-
-
-def finetune(f: flags.FlagValues) -> None:
-    """`k4p1 finetune`."""
-    _run("finetune", f)
-
-
-def _run(name: str, f: flags.FlagValues) -> None:
-    if f.model_dir is None and not f.dry_run:
-        raise errors.ConfigError(f"k4p1 {name} wants --model_dir, or --dry_run")
+def run(name: str, f: flags.FlagValues) -> int:
+    """`k4p1 train` and `k4p1 finetune`, on this machine or as coordinator of the cluster in `TF_CONFIG`."""
+    end_with_parent(gently=True)
     # A file on the command line replaces the default one.
     text = config.load(f.gin_file, f.gin_bindings)
 
@@ -33,13 +25,17 @@ def _run(name: str, f: flags.FlagValues) -> None:
         command = " ".join(map(shlex.quote, ["k4p1", *sys.argv[1:]]))
         return {"config.gin": text, "operative_config.gin": config.operative(), "command.txt": command + "\n"}
 
+    gin_hash = gin_files.digest(f.gin_file, f.gin_bindings)
     try:
-        config.CONFIGURABLES[name](model_dir=f.model_dir, dry_run=f.dry_run, resume=f.resume, texts=texts)
+        config.CONFIGURABLES[name](model_dir=f.model_dir, dry_run=f.dry_run, resume=f.resume, gin_hash=gin_hash, texts=texts)
     except TypeError as e:
         missing = str(e).splitlines()[0]
         if "argument" not in missing:
             raise
         raise errors.ConfigError(f"{missing}; is {', '.join(f.gin_file)} a file for 'k4p1 {name}'?") from e
+    except errors.ServerLostError as e:
+        start_again(e)
+    return 0
 
 
 def evaluate(f: flags.FlagValues) -> None:
@@ -76,5 +72,5 @@ def inspect(f: flags.FlagValues, paths: Sequence[str]) -> None:
 
 def configs(f: flags.FlagValues) -> None:
     """`k4p1 configs`."""
-    for name, summary in config.shipped().items():
+    for name, summary in gin_files.shipped().items():
         print(f"{name:<24} {summary}")

@@ -1,18 +1,16 @@
 """gin configuration: what gin files can name, where they are found, and mistakes that gin itself lets pass."""
 
 import inspect
-import pathlib
 import re
 import tokenize
 from collections.abc import Sequence
 
 import gin
-from k4p1 import backbones, engine, errors
+from k4p1 import backbones, engine, errors, gin_files
 from k4p1.engine import optimizers, schedules
 from k4p1.experiments import multitask, transfer
 from k4p1.tasks import Task
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent
 _MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
 _BINDING = re.compile(r"^((?:[\w.-]+/)*)([\w.]+)\.(\w+) =", re.MULTILINE)
 _REFERENCE = re.compile(r"%(\w+)")
@@ -38,39 +36,15 @@ CONFIGURABLES = {name: gin.external_configurable(f, name=name, module="k4p1") fo
 """What a gin file can set, by name: run functions, tasks, backbones, optimization, schedules."""
 
 
-def config_folder() -> pathlib.Path:
-    """Where the shipped gin files are: inside an installed package, or `gin/` of a source checkout."""
-    installed = _PACKAGE / "configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "gin"
-
-
-def shipped() -> dict[str, str]:
-    """The shipped gin files by short name, each with the first line of its comment."""
-    files = sorted(config_folder().glob("*.gin"))
-    return {path.stem: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for path in files}
-
-
-def find(name: str) -> pathlib.Path:
-    """The gin file of a path or a short name.
-
-    Raises:
-      ConfigError: no such file; the nearest short name is shown.
-    """
-    for candidate in (pathlib.Path(name).expanduser(), config_folder() / name, config_folder() / f"{name}.gin"):
-        if candidate.is_file():
-            return candidate
-    raise errors.ConfigError(errors.unknown("gin file", name, shipped()))
-
-
-def load(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> str:
+def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     """Reads gin files and bindings into gin's configuration, in this order, and returns it as text.
 
     Raises:
       ConfigError: bad syntax, an unknown name or parameter, a macro that nobody references, or one without a value.
     """
     gin.clear_config()
-    gin.add_config_file_search_path(str(config_folder()))
-    paths = [str(find(name)) for name in gin_files]
+    gin.add_config_file_search_path(str(gin_files.folder()))
+    paths = [str(gin_files.find(name)) for name in files]
     try:
         gin.parse_config_files_and_bindings(paths, list(bindings), finalize_config=False)
     except SyntaxError as e:
@@ -82,7 +56,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> str:
         )
         raise errors.ConfigError(f"gin cannot read {where!r}: {reason}") from e
     except tokenize.TokenError as e:
-        raise errors.ConfigError(f"gin cannot read {'; '.join([*gin_files, *bindings])!r}: {e.args[0]}") from e
+        raise errors.ConfigError(f"gin cannot read {'; '.join([*files, *bindings])!r}: {e.args[0]}") from e
     except (ValueError, TypeError, OSError) as e:
         raise errors.ConfigError(_explain(str(e))) from e
     text = gin.config_str()

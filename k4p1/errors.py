@@ -46,6 +46,16 @@ class Preempted(K4p1Error):
     exit_code = 75
 
 
+class ClusterError(K4p1Error):
+    """A part of the cluster does not answer or is lost; start the run again to go on (exit 75)."""
+
+    exit_code = 75
+
+
+class ServerLostError(ClusterError):
+    """A parameter server, and with it the state since the newest checkpoint, is lost (exit 75)."""
+
+
 class Interrupted(K4p1Error):
     """The run was interrupted (SIGINT) and saved its state (exit 130)."""
 

@@ -14,6 +14,8 @@ from k4p1.data.splits import Splits
 
 _CACHE_BYTES = 1 << 30
 _SHUFFLE_BUFFER = 16_384
+_WORKER_SEED = 998_244_353
+_WORKER_POSITIONS = 1 << 40  # positions of different workers, from which augmentations are drawn, do not meet
 
 
 class Pipeline:
@@ -57,13 +59,22 @@ class Pipeline:
         """The number of examples of a split, corrupt ones included."""
         return self._splits.size(split)
 
-    def training(self, start_step: int = 0, split: str = "train", augmented: bool = True) -> tf.data.Dataset:
+    def training(
+        self,
+        start_step: int | tf.Tensor = 0,
+        worker: int | tf.Tensor = 0,
+        *,
+        split: str = "train",
+        augmented: bool = True,
+    ) -> tf.data.Dataset:
         """Endless full batches from step `start_step` on; epochs follow one another without a gap.
 
-        The batch of a step depends on seed and step alone. Images are shuffled within a window of 16,384.
+        The batch of a step depends on seed, worker and step alone. Images are shuffled within a window of 16,384.
         """
         count = self.examples(split)
-        first_epoch, offset = divmod(start_step * self.batch_size, count)
+        worker = tf.cast(worker, tf.int64)
+        start = tf.cast(start_step, tf.int64) * self.batch_size
+        first_epoch, offset = start // count, start % count
         before, after = (self._before, self._after) if augmented else ([], [])
         decoded = None if before else self._decode(split, count)
         base = self._encoded(split) if decoded is None else decoded
@@ -71,17 +82,21 @@ class Pipeline:
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
             tf.random.set_seed(1)  # of this function's graph alone: the order must not follow the global seed
             shuffled = base.shuffle(
-                min(count, _SHUFFLE_BUFFER), seed=self._seed + 1_000_003 * number, reshuffle_each_iteration=False
+                min(count, _SHUFFLE_BUFFER),
+                seed=self._seed + 1_000_003 * number + _WORKER_SEED * worker,
+                reshuffle_each_iteration=False,
             )
-            skipped = tf.where(number == first_epoch, tf.constant(offset, tf.int64), 0)
+            skipped = tf.where(number == first_epoch, offset, 0)
             return tf.data.Dataset.zip(tf.data.Dataset.range(number * count, (number + 1) * count), shuffled).skip(skipped)
 
         stream = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch)
         if decoded is None:
-            stream = _interleaved(stream, lambda position, example: self._to_pixels(position, example, before))
+            stream = _interleaved(
+                stream, lambda position, example: self._to_pixels(position + worker * _WORKER_POSITIONS, example, before)
+            )
         if after:
             stream = stream.map(
-                lambda position, example: (position, self._augment(example, position, after)),
+                lambda position, example: (position, self._augment(example, position + worker * _WORKER_POSITIONS, after)),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
@@ -140,6 +155,8 @@ class Pipeline:
         fits = count * self._size[0] * self._size[1] * 3 <= _CACHE_BYTES
         if not (fits if self._cache is None else self._cache):
             return None
+        if not tf.executing_eagerly():  # within the data function of a worker: of its graph alone
+            return self._all_pixels(split).cache()
         if split not in self._decoded:
             self._decoded[split] = self._all_pixels(split).cache()
         return self._decoded[split]

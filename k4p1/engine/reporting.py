@@ -1,22 +1,26 @@
-"""What a run tells: progress bars, `metrics.jsonl`, TensorBoard."""
+"""What a run tells: progress bars, `metrics.jsonl`, `status.json`, TensorBoard."""
 
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from rich import console as rich_console
 from rich import progress as rich_progress
 
 from k4p1 import artifact
+from k4p1.status_file import EVALUATING, TRAINING, StatusFile
 
 _PLAIN_LINE_SECONDS = 10.0
+_SPEED_SECONDS = 10.0
 
 
 class Reporter:
-    """Progress of every task, on the terminal and in the model directory.
+    """Progress of every task and worker, on the terminal and in the model directory.
 
     On a terminal each task has a bar (loss, examples/s, time left); elsewhere a line every 10 s.
 
@@ -24,21 +28,28 @@ class Reporter:
       steps: step target of each task.
       model_dir: where `metrics.jsonl` and TensorBoard's files go; None for nowhere.
       quiet: show nothing on the terminal.
+      status: of the run; None writes none.
     """
 
-    def __init__(self, steps: Mapping[str, int], model_dir: str | pathlib.Path | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        steps: Mapping[str, int],
+        model_dir: str | pathlib.Path | None = None,
+        quiet: bool = False,
+        status: StatusFile | None = None,
+    ):
         self._steps = dict(steps)
         self._folder = None if model_dir is None else pathlib.Path(model_dir)
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         self._console = rich_console.Console(file=sys.stderr, quiet=quiet)
-        self._started: dict[str, tuple[float, int]] = {}
-        self._examples = dict.fromkeys(steps, 0.0)
+        self._speeds: dict[str, _Speed] = {}
         self._last_line = time.monotonic()
+        self.status = status or StatusFile(None)
         self._progress = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),
             rich_progress.MofNCompleteColumn(),
-            rich_progress.TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
+            rich_progress.TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s{task.fields[more]}"),
             rich_progress.TimeRemainingColumn(),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
@@ -54,52 +65,100 @@ class Reporter:
         for writer in self._writers.values():
             writer.close()
 
-    def steps(self, done: Mapping[str, int], losses: Mapping[str, float], examples: Mapping[str, float]) -> None:
-        """Reports how far each task is, its mean loss and its examples since the last report."""
-        now = time.monotonic()
+    def steps(self, done: Mapping[str, int], reports: Sequence[Any]) -> None:
+        """Reports how far each task is and what its steps since the last report gave (`StepReport`s)."""
+        found = {task: self._measure(task, [r for r in reports if r.task == task]) for task in self._steps}
         for task, target in self._steps.items():
             if task not in self._bars:
-                self._bars[task] = self._progress.add_task(task, total=target, loss="-", speed="-")
-            if task not in losses:
+                self._bars[task] = self._progress.add_task(task, total=target, loss="-", speed="-", more="")
+            values = found[task]
+            if not values:
                 continue
-            start, _ = self._started.setdefault(task, (now, done[task]))
-            self._examples[task] += examples[task]
-            speed = self._examples[task] / (now - start) if now > start else 0.0
-            self._progress.update(self._bars[task], completed=done[task], loss=f"{losses[task]:.3f}", speed=f"{speed:,.0f}")
-            self._log("train", task, done[task], {"loss": losses[task]})
-        if not self._console.is_terminal and now - self._last_line > _PLAIN_LINE_SECONDS:
-            self._last_line = now
+            more = f"  staleness {values['staleness_mean']:.1f}" if "staleness_mean" in values else ""
+            speed = f"{values['examples_per_s']:,.0f}" if "examples_per_s" in values else "-"
+            self._progress.update(
+                self._bars[task], completed=done[task], loss=f"{values['loss']:.3f}", speed=speed, more=more
+            )
+            self._log("train", task, done[task], values)
+        workers = {}
+        for worker in sorted({r.worker for r in reports if r.worker is not None}):
+            values = workers[worker] = self._measure(f"worker {worker}", [r for r in reports if r.worker == worker])
+            self._log("worker", str(worker), sum(done.values()), values)
+        self.status.update(
+            TRAINING,
+            tasks={task: {"done": done[task], "target": target, **found[task]} for task, target in self._steps.items()},
+            workers=workers,
+        )
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
             self._console.print(
                 "  ".join(
-                    f"{task} {done[task]}/{target}" + (f" loss {losses[task]:.3f}" if task in losses else "")
+                    f"{task} {done[task]}/{target}" + (f" loss {found[task]['loss']:.3f}" if found[task] else "")
                     for task, target in self._steps.items()
                 ),
                 highlight=False,
                 soft_wrap=True,
             )
 
+    def _measure(self, name: str, reports: Sequence[Any]) -> dict[str, float]:
+        """Mean loss, speed and staleness of steps."""
+        if not reports:
+            return {}
+        values = {"loss": float(np.mean([r.loss for r in reports]))}
+        speed = self._speeds.setdefault(name, _Speed())
+        values |= speed.after(len(reports), sum(r.examples for r in reports))
+        if reports[0].worker is not None:
+            staleness = [r.staleness for r in reports]
+            values |= {"staleness_mean": float(np.mean(staleness)), "staleness_max": float(np.max(staleness))}
+        return values
+
     def evaluated(self, split: str, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Reports metrics of a task on a split."""
         values = {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
         self._log("eval", task, step, values)
+        self.status.update(EVALUATING, tasks={task: values})
 
     def message(self, text: str) -> None:
-        """Prints a line above the bars."""
+        """Prints a line above the bars, and keeps it in `status.json`."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.status.event(text)
 
-    def _log(self, kind: str, task: str, step: int, values: Mapping[str, float]) -> None:
+    def _log(self, kind: str, name: str, step: int, values: Mapping[str, float]) -> None:
         if self._folder is None:
             return
-        record = {"kind": kind, "task": task, "step": step, "time": round(time.time(), 3), **values}
+        record = {"kind": kind, "worker" if kind == "worker" else "task": name, "step": step, "time": round(time.time(), 3)}
         path = self._folder / "metrics.jsonl"
         try:
             with open(path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(record) + "\n")
+                f.write(json.dumps({**record, **values}) + "\n")
         except OSError as e:
             raise artifact.storage_error(path, e) from e
-        name = f"{kind}/{task}"
-        if name not in self._writers:
-            self._writers[name] = tf.summary.create_file_writer(str(self._folder / name))
-        with self._writers[name].as_default(step=step):
+        place = f"{kind}/{name}"
+        if place not in self._writers:
+            self._writers[place] = tf.summary.create_file_writer(str(self._folder / place))
+        with self._writers[place].as_default(step=step):
             for key, value in values.items():
                 tf.summary.scalar(key, value)
+
+
+class _Speed:
+    """Steps and examples per second over the last ten seconds or so."""
+
+    def __init__(self):
+        self._moments: list[tuple[float, float, float]] = [(time.monotonic(), 0.0, 0.0)]
+
+    def after(self, steps: int, examples: float) -> dict[str, float]:
+        """Counts steps and examples; the speeds, or nothing right at the start."""
+        now = time.monotonic()
+        _, all_steps, all_examples = self._moments[-1]
+        self._moments.append((now, all_steps + steps, all_examples + examples))
+        while len(self._moments) > 2 and now - self._moments[1][0] > _SPEED_SECONDS:
+            self._moments.pop(0)
+        then, steps_then, examples_then = self._moments[0]
+        seconds = now - then
+        if seconds < 1e-3:
+            return {}
+        return {
+            "steps_per_s": (self._moments[-1][1] - steps_then) / seconds,
+            "examples_per_s": (self._moments[-1][2] - examples_then) / seconds,
+        }

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from k4p1.engine.groups import STATISTICS, TRAINED
 from k4p1.engine.optimization import Optimization
 from k4p1.engine.pure import PureTask
+from k4p1.engine.store import Store
 
 Batch = Mapping[str, tf.Tensor]
 
@@ -20,11 +21,15 @@ class StepResult(NamedTuple):
       loss: of the batch.
       examples: sum of the example weights, so corrupt images do not count.
       skipped: corrupt images in the batch.
+      ticket: number of the step.
+      staleness: updates of the task's largest trained vector between the step's read and its own update.
     """
 
     loss: tf.Tensor
     examples: tf.Tensor
     skipped: tf.Tensor
+    ticket: tf.Tensor
+    staleness: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Pace:
 
 def training_step(
     task: PureTask,
-    store: Any,
+    store: Store,
     loss: Callable[[Batch, tf.Tensor], tf.Tensor],
     optimization: Optimization,
     pace: Pace,
@@ -56,7 +61,7 @@ def training_step(
 
     Args:
       task: the task as a pure function.
-      store: holds the groups; `LocalStore`, or one with the same methods.
+      store: holds the groups; see `Store`.
       loss: of (batch, logits), a scalar.
       optimization: learning rate, schedule, multipliers.
       pace: step target and seed.
@@ -64,6 +69,7 @@ def training_step(
     """
     trained = [group for group in task.groups if group.role == TRAINED]
     moved = [group for group in task.groups if group.role == STATISTICS]
+    largest = max(trained, key=lambda group: group.packing.size) if trained else None
 
     def step(batch: Batch) -> StepResult:
         ticket = store.take_ticket(task.name)
@@ -72,6 +78,7 @@ def training_step(
         seed = tf.random.experimental.stateless_fold_in(
             tf.constant([pace.seed, pace.index], tf.int32), tf.cast(ticket, tf.int32)
         )
+        seen = store.updates(largest) if largest else tf.zeros([], tf.int64)
         vectors = {group.name: store.read(group) for group in task.groups}
         watched = [vectors[group.name] for group in trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -83,20 +90,23 @@ def training_step(
         gradients = tape.gradient(target, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         def update() -> tf.Tensor:
+            """Returns how many updates came between the read and this one."""
+            others = tf.zeros([], tf.int64)
             for group, gradient in zip(trained, gradients, strict=True):
                 rate = base_rate * optimization.multiplier_of(group.rate, group.kind)
-                store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
+                count = store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
+                others = count - 1 - seen if group is largest else others
             for group in moved:
                 store.add(group, forward.statistics[group.name] - vectors[group.name])
-            return tf.constant(True)
+            return others
 
         if scale is None:
-            update()
+            staleness = update()
         else:
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-            tf.cond(finite, update, lambda: tf.constant(False))
+            staleness = tf.cond(finite, update, lambda: tf.zeros([], tf.int64))
             store.report_gradients(task.name, finite)
         weights = batch["weight"]
-        return StepResult(value, tf.reduce_sum(weights), tf.reduce_sum(1.0 - weights))
+        return StepResult(value, tf.reduce_sum(weights), tf.reduce_sum(1.0 - weights), ticket, staleness)
 
     return step

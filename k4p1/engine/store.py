@@ -1,4 +1,4 @@
-"""Where parameters live while they are trained: one vector a group, in this process."""
+"""Where parameters live while they are trained: one vector a group, whole in this process or in shards on servers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,19 +8,21 @@ import tensorflow as tf
 from k4p1 import errors
 from k4p1.engine.groups import FIXED, TRAINED, ParameterGroup
 from k4p1.engine.optimization import Optimization
+from k4p1.engine.sharding import ShardedVector
 
 _FIRST_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_PATIENCE = 2000
 
 
-class LocalStore:
-    """Vectors, optimizer state, update counts and step tickets as `tf.Variable`s of this process.
+class Store:
+    """Vectors, optimizer state, update counts and step tickets as `tf.Variable`s.
 
     Args:
       groups: of the run; their Keras variables give the initial values.
       optimization: which optimizer each group has.
       steps: step target of each task; tickets 0 to target - 1 are given out once each.
       loss_scaled: whether the step needs a dynamic loss scale (mixed_float16).
+      devices: every vector is cut into one shard a device. One process needs one: None, TensorFlow's default.
     """
 
     def __init__(
@@ -29,50 +31,69 @@ class LocalStore:
         optimization: Optimization,
         steps: Mapping[str, int],
         loss_scaled: bool = False,
+        devices: Sequence[str | None] = (None,),
     ):
         self.groups = {group.name: group for group in groups}
         self.steps = dict(steps)
+        self.devices = tuple(devices)
         self._vectors, self._slots, self._updates, self._optimizers = {}, {}, {}, {}
-        for group in groups:
+        for number, group in enumerate(groups):
             trained = group.role == TRAINED
-            self._vectors[group.name] = tf.Variable(group.initial(), trainable=trained, name=group.name)
+            initial = group.initial()
+            self._vectors[group.name] = ShardedVector(initial, self.devices, group.name, trained)
             if trained:
                 optimizer = optimization.optimizer_of(group.kind)
                 self._optimizers[group.name] = optimizer
-                with tf.device(self._vectors[group.name].device):
-                    size = group.packing.size
-                    self._slots[group.name] = {slot: tf.Variable(tf.zeros([size])) for slot in optimizer.slots}
-                    self._updates[group.name] = tf.Variable(0, dtype=tf.int64)
-        with tf.device("CPU:0"):
-            self._tickets = {task: tf.Variable(0, dtype=tf.int64, name=f"ticket_{task}") for task in steps}
-            self._loss_scales = {
-                task: (tf.Variable(_FIRST_LOSS_SCALE), tf.Variable(0)) for task in (steps if loss_scaled else ())
-            }
+                self._slots[group.name] = {
+                    slot: ShardedVector(np.zeros_like(initial), self.devices, f"{group.name}.{slot}")
+                    for slot in optimizer.slots
+                }
+                with tf.device(self._counter_device(number)):
+                    self._updates[group.name] = tf.Variable(0, dtype=tf.int64, name=f"updates_{group.name}")
+        self._tickets, self._loss_scales = {}, {}
+        for number, task in enumerate(steps):
+            with tf.device(self._counter_device(number)):
+                self._tickets[task] = tf.Variable(0, dtype=tf.int64, name=f"ticket_{task}")
+                if loss_scaled:
+                    self._loss_scales[task] = (tf.Variable(_FIRST_LOSS_SCALE), tf.Variable(0))
+
+    def _counter_device(self, number: int) -> str:
+        return self.devices[number % len(self.devices)] or "CPU:0"  # counting up is an operation of CPUs
 
     def read(self, group: ParameterGroup) -> tf.Tensor:
         """The present vector of a group, float32 (n,)."""
-        return self._vectors[group.name].read_value()
+        return self._vectors[group.name].read()
+
+    def updates(self, group: ParameterGroup) -> tf.Tensor:
+        """How many updates a trained group has had, int64."""
+        return self._updates[group.name].read_value()
+
+    def ticket(self, task: str) -> tf.Tensor:
+        """How many tickets of a task are taken, int64."""
+        return self._tickets[task].read_value()
 
     def take_ticket(self, task: str) -> tf.Tensor:
         """The number of the next step of a task, int64; fails with OutOfRangeError when its target is reached."""
-        with tf.device("CPU:0"):
-            return tf.raw_ops.ResourceCountUpTo(resource=self._tickets[task].handle, limit=self.steps[task], T=tf.int64)
+        return _count_up(self._tickets[task], self.steps[task])
 
-    def apply_gradient(self, group: ParameterGroup, gradient: tf.Tensor, learning_rate: tf.Tensor) -> None:
-        """One optimizer update of a trained group."""
-        count = self._updates[group.name].assign_add(1)
-        self._optimizers[group.name].update(
-            self._vectors[group.name],
-            self._slots[group.name],
-            gradient,
-            learning_rate,
-            count,
-            group.weight_decay,
-        )
+    def apply_gradient(self, group: ParameterGroup, gradient: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        """One optimizer update of a trained group; returns how many it has had, this one included."""
+        count = _count_up(self._updates[group.name], tf.int64.max) + 1
+        vector, slots = self._vectors[group.name], self._slots[group.name]
+        for number, (shard, piece) in enumerate(zip(vector.shards, vector.split(gradient), strict=True)):
+            self._optimizers[group.name].update(
+                shard,
+                {slot: sharded.shards[number] for slot, sharded in slots.items()},
+                piece,
+                learning_rate,
+                count,
+                group.weight_decay,
+            )
+        return count
 
     def add(self, group: ParameterGroup, delta: tf.Tensor) -> None:
         """Adds to a statistics group, atomically."""
-        self._vectors[group.name].assign_add(delta)
+        self._vectors[group.name].add(delta)
 
     def loss_scale(self, task: str) -> tf.Tensor | None:
         """The factor of the loss under mixed_float16, or None."""
@@ -89,9 +110,15 @@ class LocalStore:
         """How many steps each task has taken."""
         return {task: int(ticket.numpy()) for task, ticket in self._tickets.items()}
 
-    def vectors(self) -> dict[str, np.ndarray]:
-        """The present vectors by group name, on the host."""
-        return {name: vector.numpy() for name, vector in self._vectors.items()}
+    def vectors(self, snapshot: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """The vectors by group name, on the host: those of a snapshot, or the present ones."""
+        if snapshot is None:
+            snapshot = {f"vector/{name}": vector.numpy() for name, vector in self._vectors.items()}
+        fixed = (name for name in self.groups if f"vector/{name}" not in snapshot)
+        return {
+            **{key.removeprefix("vector/"): value for key, value in snapshot.items() if key.startswith("vector/")},
+            **{name: self._vectors[name].numpy() for name in fixed},
+        }
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """All state of training, by name; what a checkpoint holds. Fixed vectors are left out: nothing changes them."""
@@ -116,8 +143,8 @@ class LocalStore:
         for name, value in vectors.items():
             self._vectors[name].assign(value)
 
-    def _state(self) -> dict[str, tf.Variable]:
-        state = {f"ticket/{task}": ticket for task, ticket in self._tickets.items()}
+    def _state(self) -> dict[str, tf.Variable | ShardedVector]:
+        state: dict[str, tf.Variable | ShardedVector] = {f"ticket/{task}": ticket for task, ticket in self._tickets.items()}
         for name, vector in self._vectors.items():
             if self.groups[name].role == FIXED:
                 continue
@@ -128,3 +155,9 @@ class LocalStore:
         for task, (scale, good) in self._loss_scales.items():
             state |= {f"loss_scale/{task}": scale, f"loss_scale_good/{task}": good}
         return state
+
+
+def _count_up(counter: tf.Variable, limit: int) -> tf.Tensor:
+    """The counter's value, which then grows by one: one atomic operation; OutOfRangeError at the limit."""
+    with tf.device(counter.device):
+        return tf.raw_ops.ResourceCountUpTo(resource=counter.handle, limit=limit, T=tf.int64)

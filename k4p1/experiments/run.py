@@ -1,17 +1,21 @@
 """One run: tasks on one backbone, from their definitions to patch files. Multi-task and transfer learning are both this."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from k4p1 import artifact, errors
+from k4p1 import artifact, errors, status_file
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
+from k4p1.cluster import spec as cluster_spec
+from k4p1.cluster.policy import WorkerPolicy
+from k4p1.engine.bookkeeping import TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.evaluation import Evaluator
 from k4p1.engine.groups import STATISTICS, ParameterGroup, plan_groups, write_back
@@ -19,16 +23,22 @@ from k4p1.engine.optimization import Optimization
 from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
-from k4p1.engine.store import LocalStore
-from k4p1.engine.training import Trainer, TrainingTask
+from k4p1.engine.store import Store
+from k4p1.engine.training import Trainer
 from k4p1.experiments import tables
 from k4p1.experiments.model_dir import ModelDir, plain_task
+from k4p1.experiments.run_lock import run_lock
 from k4p1.export import patch_file
 from k4p1.patches.apply import PRIVATE, SHARED, PatchedModel, head_is_shared
 from k4p1.patches.patched_layer import FIXED, TRAINED
+from k4p1.status_file import StatusFile
 from k4p1.tasks.cached_features import CachedFeatures
 from k4p1.tasks.prepare import PreparedTask, prepare_tasks
 from k4p1.tasks.task import Task
+
+if TYPE_CHECKING:
+    from k4p1.cluster.connection import Cluster
+    from k4p1.cluster.trainer import ClusterTrainer
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -68,6 +78,9 @@ class RunSettings:
       resume: go on from the newest checkpoint in model_dir.
       dry_run: build everything, print the parameter table, take one step a task, write nothing.
       quiet: show no progress.
+      share_workers, reassign_workers, borrow_workers, group_timeout_s, max_lead, wait_s: on a cluster; see
+        `k4p1.cluster.policy.WorkerPolicy`.
+      gin_hash: of the configuration files, which servers and workers compare with theirs.
       texts: further files for model_dir, by name; called once everything is built.
     """
 
@@ -86,6 +99,13 @@ class RunSettings:
     resume: bool = True
     dry_run: bool = False
     quiet: bool = False
+    share_workers: bool = False
+    reassign_workers: bool = False
+    borrow_workers: bool = False
+    group_timeout_s: float = 300.0
+    max_lead: float = 0.05
+    wait_s: float = 600.0
+    gin_hash: str = ""
     texts: Callable[[], Mapping[str, str]] = dict
 
     @classmethod
@@ -104,6 +124,11 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise errors.ConfigError(f"{name}={value}: wanted a positive number")
+        self.worker_policy()
+
+    def worker_policy(self) -> WorkerPolicy:
+        """What is said of workers."""
+        return WorkerPolicy(**{field.name: getattr(self, field.name) for field in dataclasses.fields(WorkerPolicy)})
 
 
 def run(
@@ -118,25 +143,43 @@ def run(
         frozen ("Transfer learning").
       settings: see `RunSettings`.
     """
-    # 1. Precision and seed come before the first variable.
-    keras.config.set_dtype_policy(settings.precision)
-    keras.utils.set_random_seed(settings.seed)
-    backbone = backbone() if callable(backbone) else backbone
-    # 2. Data and models.
-    prepared = prepare_tasks(backbone, tasks, shared_trained=shared_trained, steps=settings.steps, seed=settings.seed)
-    if not shared_trained:
-        _warn_of_random_heads(prepared)
-    optimization = settings.optimization or Optimization()
-    steps = {task.name: task.steps for task in prepared}
-    texts = settings.texts()
     if settings.dry_run:
-        tables.print_parameters(prepared)
-        trial = dataclasses.replace(settings, quiet=True)
-        _train(prepared, optimization, trial, None, "", stop_after=len(prepared))
-        print("dry run: every task took one step; nothing was written")
-        return RunResult({}, {task.name: task.patched for task in prepared}, backbone)
-    # 3. The folder, if it is this run's.
+        return _dry_run(backbone, tasks, shared_trained, settings)
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            held.enter_context(run_lock(folder.root))
+        status = StatusFile(folder.root if folder else None)
+        before = status_file.read(folder.root) if folder else {}
+        known_steps = {task: values.get("done", 0) for task, values in before.get("tasks", {}).items()}
+        try:
+            # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
+            cluster = _cluster(backbone, tasks, folder, settings, known_steps)
+            result = _run(backbone, tasks, shared_trained, settings, folder, status, cluster)
+        except (errors.Preempted, errors.Interrupted, errors.ClusterError) as e:
+            status.end(status_file.STOPPED, str(e))
+            raise
+        except errors.K4p1Error as e:
+            status.end(status_file.FAILED, str(e))
+            raise
+        status.end(status_file.FINISHED)
+        return result
+
+
+def _run(
+    backbone: Backbone | Callable[[], Backbone],
+    tasks: Sequence[Task],
+    shared_trained: bool,
+    settings: RunSettings,
+    folder: ModelDir | None,
+    status: StatusFile,
+    cluster: "Cluster | None",
+) -> RunResult:
+    # 2. Precision and seed come before the first variable; data and models.
+    backbone, prepared = _prepare(backbone, tasks, shared_trained, settings)
+    optimization = settings.optimization or Optimization()
+    texts = settings.texts()
+    # 3. The folder, if it is this run's.
     run_hash = ""
     if folder is not None:
         description = _describe(backbone, prepared, optimization, shared_trained, settings)
@@ -144,12 +187,13 @@ def run(
         for task in prepared:
             folder.write_task(task.task, task.labels, settings.seed)
     # 4. Training; the joint best state of all tasks.
-    trainer, groups, vectors = _train(prepared, optimization, settings, folder, run_hash)
+    place = _Place(folder, run_hash, status, cluster)
+    trainer, groups, vectors = _train(prepared, optimization, settings, place)
     if settings.refit:
         best = max(trainer.progress.best_step, 1)
-        total = sum(steps.values())
+        total = sum(task.steps for task in prepared)
         prepared = [dataclasses.replace(t, steps=max(1, round(t.steps * best / total))) for t in prepared]
-        _, groups, vectors = _train(prepared, optimization, settings, folder, run_hash, split="train+validation")
+        _, groups, vectors = _train(prepared, optimization, settings, place, split="train+validation")
     # 5. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
     write_back(groups, vectors)
     _recalibrate(prepared, settings.recalibration_batches)
@@ -162,20 +206,78 @@ def run(
     return RunResult(result, {task.name: task.patched for task in prepared}, backbone)
 
 
+def _prepare(
+    backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], shared_trained: bool, settings: RunSettings
+) -> tuple[Backbone, list[PreparedTask]]:
+    keras.config.set_dtype_policy(settings.precision)
+    keras.utils.set_random_seed(settings.seed)
+    backbone = backbone() if callable(backbone) else backbone
+    prepared = prepare_tasks(backbone, tasks, shared_trained=shared_trained, steps=settings.steps, seed=settings.seed)
+    if not shared_trained:
+        _warn_of_random_heads(prepared)
+    return backbone, prepared
+
+
+def _dry_run(backbone, tasks: Sequence[Task], shared_trained: bool, settings: RunSettings) -> RunResult:
+    backbone, prepared = _prepare(backbone, tasks, shared_trained, settings)
+    settings.texts()
+    tables.print_parameters(prepared)
+    place = _Place(None, "", StatusFile(None), None)
+    _train(prepared, settings.optimization or Optimization(), settings, place, stop_after=len(prepared))
+    print("dry run: every task took one step; nothing was written")
+    return RunResult({}, {task.name: task.patched for task in prepared}, backbone)
+
+
+def _cluster(
+    backbone: Backbone | Callable[[], Backbone],
+    tasks: Sequence[Task],
+    folder: ModelDir | None,
+    settings: RunSettings,
+    known_steps: Mapping[str, int],
+) -> "Cluster | None":
+    """Connects to the cluster of `TF_CONFIG`, or returns None where that is not set."""
+    spec = cluster_spec.from_environment()
+    if spec is None:
+        return None
+    from k4p1.cluster.connection import Cluster
+
+    if isinstance(backbone, Backbone):
+        raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
+    return Cluster.connect(
+        spec,
+        {task.name: (task.workers, task.worker_share) for task in tasks},
+        settings.worker_policy(),
+        known_steps,
+        None if folder is None else folder.root,
+        settings.gin_hash,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where training happens and what it leaves: the folder and the hash of the run, its status, its cluster."""
+
+    folder: ModelDir | None
+    run_hash: str
+    status: StatusFile
+    cluster: "Cluster | None"
+
+
 def _train(
     prepared: Sequence[PreparedTask],
     optimization: Optimization,
     settings: RunSettings,
-    folder: ModelDir | None,
-    run_hash: str,
+    place: _Place,
     split: str = "train",
     stop_after: int | None = None,
-) -> tuple[Trainer, list[ParameterGroup], dict[str, np.ndarray]]:
+) -> tuple["Trainer | ClusterTrainer", list[ParameterGroup], dict[str, np.ndarray]]:
     """Trains on a split; returns the trainer, the groups, and the best vectors."""
     refit = split != "train"
+    folder, cluster = place.folder, place.cluster
+    cacheable = settings.cache_features is not False and stop_after is None and cluster is None
     patched, inputs = {}, {}
     for task in prepared:
-        cached = settings.cache_features is not False and stop_after is None and task.only_head_trains()
+        cached = cacheable and task.only_head_trains()
         inputs[task.name] = (
             CachedFeatures(task.pipeline, task.patched, task.task.dropout, settings.seed) if cached else task.pipeline
         )
@@ -204,25 +306,26 @@ def _train(
     steps = {task.name: task.steps for task in prepared}
     total = sum(steps.values())
     loss_scaled = settings.precision == "mixed_float16"
-    store = LocalStore(groups, optimization, steps, loss_scaled)
     checkpoints = None
     if folder is not None:
-        place = folder.checkpoints / "refit" if refit else folder.checkpoints
-        checkpoints = Checkpoints(place, settings.keep_checkpoints, run_hash)
-    with Reporter(steps, folder.root if folder else None, settings.quiet) as reporter:
+        where = folder.checkpoints / "refit" if refit else folder.checkpoints
+        checkpoints = Checkpoints(where, settings.keep_checkpoints, place.run_hash)
+    quiet = settings.quiet or stop_after is not None
+    how = {
+        "seed": settings.seed,
+        "evaluate_every": settings.evaluate_every or max(1, total // 10),
+        "checkpoint_every": settings.checkpoint_every or max(1, total // 10),
+        "loss_scaled": loss_scaled,
+        "jit_compile": settings.jit_compile,
+    }
+    with Reporter(steps, folder.root if folder else None, quiet, place.status) as reporter:
         if any(isinstance(data, CachedFeatures) for data in inputs.values()):
             reporter.message("only the head trains: features are computed once")
-        trainer = Trainer(
-            training_tasks,
-            store,
-            reporter,
-            checkpoints,
-            seed=settings.seed,
-            evaluate_every=settings.evaluate_every or max(1, total // 10),
-            checkpoint_every=settings.checkpoint_every or max(1, total // 10),
-            loss_scaled=loss_scaled,
-            jit_compile=settings.jit_compile,
-        )
+        if cluster is not None:
+            trainer = cluster.trainer(training_tasks, groups, optimization, reporter, checkpoints, **how)
+            return trainer, groups, trainer.run()
+        store = Store(groups, optimization, steps, loss_scaled)
+        trainer = Trainer(training_tasks, store, reporter, checkpoints, **how)
         return trainer, groups, trainer.run(stop_after)
 
 
@@ -239,7 +342,7 @@ def _finish(
     prepared: Sequence[PreparedTask],
     folder: ModelDir | None,
     shared_trained: bool,
-    trainer: Trainer,
+    trainer: "Trainer | ClusterTrainer",
     evaluated: Sequence[str],
 ) -> dict[str, Any]:
     """Evaluates every task on the splits `evaluated` and writes backbone, heads and patches."""
@@ -277,10 +380,12 @@ def _finish(
                 patch_file.save_head(folder.heads, task.patched, task.labels)
             entry["patch_bytes"] = path.stat().st_size
         result["tasks"][task.name] = entry
+    if accounts := getattr(trainer, "accounts", None):
+        result["cluster"] = accounts.as_json()
     return result
 
 
-def _skipped(task: PreparedTask, trainer: Trainer) -> int:
+def _skipped(task: PreparedTask, trainer: "Trainer | ClusterTrainer") -> int:
     """Corrupt images of the training split; names the first ones."""
     if not trainer.progress.skipped.get(task.name):
         return 0
@@ -306,13 +411,18 @@ def _describe(backbone, prepared, optimization, shared_trained, settings: RunSet
     return {
         "backbone": {"name": backbone.name, "config": _plain(backbone.config), "fingerprint": backbone.fingerprint()},
         "tasks": [
-            {**plain_task(t.task), "schedule": repr(t.task.schedule), "steps": t.steps, "labels": list(t.labels)}
+            {**_computed(t.task), "schedule": repr(t.task.schedule), "steps": t.steps, "labels": list(t.labels)}
             for t in prepared
         ],
         "optimization": repr(optimization),
         "shared_trained": shared_trained,
         **{name: getattr(settings, name) for name in how},
     }
+
+
+def _computed(task: Task) -> dict[str, Any]:
+    """The plain fields of a task without those that say who computes it."""
+    return {name: value for name, value in plain_task(task).items() if name not in ("workers", "worker_share")}
 
 
 def _plain(config: Mapping[str, Any]) -> Any:

@@ -40,8 +40,8 @@ class CachedFeatures:
         """The number of examples of a split."""
         return self._pipeline.examples(split)
 
-    def training(self, start_step: int = 0, split: str = "train") -> tf.data.Dataset:
-        """Endless full batches from step `start_step` on."""
+    def training(self, start_step: int = 0, worker: int = 0, *, split: str = "train") -> tf.data.Dataset:
+        """Endless full batches from step `start_step` on; of one process, whose `worker` is 0."""
         arrays = {name: tf.constant(array) for name, array in self._features(split).items()}
         count = len(arrays["label"])
 

@@ -8,6 +8,8 @@ from k4p1.data.source import Source
 from k4p1.engine import schedules
 from k4p1.patches import PatchSpec
 
+_POSITIVE = ("image_size", "batch_size", "steps", "epochs", "weight", "learning_rate", "workers", "worker_share")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -30,6 +32,8 @@ class Task:
       dropout: rate before the head.
       learning_rate, schedule: of this task, where they differ from the run's.
       validation: share of train to hold out where the data has no validation split; 0 for none.
+      workers: how many workers of a cluster serve the task; None: a share of those that no task names.
+      worker_share: that share, relative to other tasks without `workers`.
       cache: keep decoded images in memory; None: when they take less than 1 GiB.
 
     Raises:
@@ -55,6 +59,8 @@ class Task:
     schedule: schedules.Schedule | None = None
     validation: float = 0.1
     cache: bool | None = None
+    workers: int | None = None
+    worker_share: float = 1.0
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
@@ -67,7 +73,7 @@ class Task:
             raise errors.ConfigError(f"task '{self.name}' has no metric; the first one selects the best checkpoint")
         if self.steps is not None and self.epochs is not None:
             raise errors.ConfigError(f"task '{self.name}' has steps and epochs; give one of them")
-        for field in ("image_size", "batch_size", "steps", "epochs", "weight", "learning_rate"):
+        for field in _POSITIVE:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise errors.ConfigError(f"task '{self.name}': {field}={value}; wanted a positive number")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from k4p1.engine import LocalStore, Optimization, plan_groups
+from k4p1.engine import Optimization, Store, plan_groups
+from k4p1.engine.bookkeeping import TrainingTask
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
-from k4p1.engine.training import Trainer, TrainingTask
+from k4p1.engine.training import Trainer
 from k4p1.patches.apply import apply_patches
 from k4p1.tasks.losses import MeanLoss, Metrics
 
@@ -37,7 +38,7 @@ class SmallRun:
     backbone: object
     patched: dict
     groups: list
-    store: LocalStore
+    store: Store
     optimization: Optimization
     steps: dict
 
@@ -89,7 +90,7 @@ def make_run(small_backbone):
         }
         groups = plan_groups(patched, optimization)
         steps = steps or dict.fromkeys(specs, 6)
-        store = LocalStore(groups, optimization, steps, loss_scaled)
+        store = Store(groups, optimization, steps, loss_scaled)
         return SmallRun(backbone, patched, groups, store, optimization, steps)
 
     return make

@@ -46,7 +46,7 @@ def test_the_joint_best_state_is_returned(make_run, tmp_path, monkeypatch):
         seen[sum(run.store.done().values())] = run.store.vectors()
         return {"accuracy": next(scores), "examples": 1.0}
 
-    monkeypatch.setattr(trainer, "_evaluators", dict.fromkeys(run.steps, evaluate))
+    monkeypatch.setattr(trainer._books, "_evaluators", dict.fromkeys(run.steps, evaluate))
     best = trainer.run()
     assert (trainer.progress.best, trainer.progress.best_step) == (0.9, 4)
     for name, vector in best.items():
@@ -59,7 +59,9 @@ def test_selection_looks_at_population_statistics(make_run, monkeypatch):
     trainer = run.trainer(evaluate_every=2)
     seen = []
     monkeypatch.setattr(
-        trainer, "_evaluators", {"a": lambda vectors, batches: seen.append(vectors) or {"accuracy": 0.5, "examples": 1.0}}
+        trainer._books,
+        "_evaluators",
+        {"a": lambda vectors, batches: seen.append(vectors) or {"accuracy": 0.5, "examples": 1.0}},
     )
     trainer.run()
     (group,) = [g for g in run.groups if g.role == "statistics"]

@@ -1,0 +1,94 @@
+"""A run's cluster: who works for whom, and the trainer on it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from k4p1.cluster import announcement
+from k4p1.cluster.policy import WorkerPolicy
+from k4p1.cluster.session import Session
+from k4p1.cluster.spec import WORKER, ClusterSpec
+from k4p1.cluster.store import ServerStore
+from k4p1.cluster.trainer import ClusterTrainer
+from k4p1.cluster.worker_groups import Wish, assign
+from k4p1.engine.bookkeeping import TrainingTask
+from k4p1.engine.checkpoints import Checkpoints
+from k4p1.engine.groups import TRAINED, ParameterGroup
+from k4p1.engine.optimization import Optimization
+from k4p1.engine.reporting import Reporter
+
+_sessions: dict[str, Session] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The cluster of a run.
+
+    Attributes:
+      session: the connection.
+      wishes: how many workers each task wants.
+      policy: how workers are used.
+      known_steps: how far a coordinator before this one had come, by task.
+    """
+
+    session: Session
+    wishes: Mapping[str, Wish]
+    policy: WorkerPolicy
+    known_steps: Mapping[str, int]
+
+    @classmethod
+    def connect(
+        cls,
+        spec: ClusterSpec,
+        workers: Mapping[str, tuple[int | None, float]],
+        policy: WorkerPolicy,
+        known_steps: Mapping[str, int],
+        model_dir: pathlib.Path | None,
+        gin_hash: str,
+    ) -> "Cluster":
+        """Checks that there are workers for all tasks, says which run this is, and waits for servers and workers.
+
+        Args:
+          spec: seen by the coordinator.
+          workers: number or share of each task.
+          policy: how they are used.
+          known_steps: see the class.
+          model_dir: where the run is announced; None announces nothing.
+          gin_hash: of the configuration.
+
+        Raises:
+          ConfigError: too few workers, or a wrong role or port.
+          ClusterError: nobody answers at some address.
+        """
+        wishes = {task: Wish(*wish) for task, wish in workers.items()}
+        assign(wishes, len(spec.jobs[WORKER]), policy.share_workers)
+        if model_dir is not None:
+            announcement.announce(model_dir, gin_hash)
+        if spec.as_tf_config() not in _sessions:
+            _sessions[spec.as_tf_config()] = Session(spec, policy.wait_s)
+        return cls(_sessions[spec.as_tf_config()], wishes, policy, known_steps)
+
+    def trainer(
+        self,
+        tasks: Sequence[TrainingTask],
+        groups: Sequence[ParameterGroup],
+        optimization: Optimization,
+        reporter: Reporter,
+        checkpoints: Checkpoints | None,
+        **how,
+    ) -> ClusterTrainer:
+        """The trainer of a run; `how` as for `ClusterTrainer`."""
+        steps = {task.name: task.steps for task in tasks}
+        store = ServerStore(groups, optimization, steps, how["loss_scaled"], devices=self.session.devices)
+        return ClusterTrainer(
+            self.session,
+            tasks,
+            store,
+            self.wishes,
+            self.policy,
+            reporter,
+            checkpoints,
+            paced=any(group.role == TRAINED and len(group.users) > 1 for group in groups),
+            known_steps=self.known_steps,
+            **how,
+        )

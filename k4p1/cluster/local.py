@@ -1,0 +1,225 @@
+"""A cluster of processes on this machine: started, watched, started anew when they die, and stopped."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from k4p1 import errors
+from k4p1.cluster.parent import VARIABLE as PARENT
+from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
+
+_LOOK_SECONDS = 0.2
+_STOP_SECONDS = 5.0
+_SHORT_LIFE_SECONDS = 20.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_REFUSALS = (1, 2)
+
+
+@dataclasses.dataclass
+class _Member:
+    """A server or worker: its process, and how often it died soon after its start."""
+
+    spec: ClusterSpec
+    process: subprocess.Popen | None = None
+    started: float = 0.0
+    short_lives: int = 0
+    next_start: float = 0.0
+    over: bool = False
+
+
+class LocalCluster:
+    """`with LocalCluster(...) as cluster:` runs servers and workers as processes on free ports of 127.0.0.1.
+
+    A process that dies is started anew, after a pause that doubles with every short life; one that refuses to run, or dies
+    soon after its start again and again, ends the cluster.
+
+    Args:
+      servers, workers: how many.
+      model_dir: the folder of the run; its `logs/` gets one file a role.
+      flags: of the command line, which the processes compare with the run's: `--gin_file`, `--gin_bindings`.
+      restarts: how many short lives in a row are borne.
+
+    Attributes:
+      spec: the cluster, seen by its coordinator.
+      failure: why the cluster ended; None while it is well.
+    """
+
+    def __init__(self, servers: int, workers: int, model_dir: pathlib.Path, flags: Sequence[str] = (), *, restarts: int = 5):
+        self.spec = on_this_machine(servers, workers)
+        self.failure: str | None = None
+        self._model_dir, self._flags, self._restarts = model_dir, list(flags), restarts
+        self._members = [
+            _Member(self.spec.of(job, index)) for job in (SERVER, WORKER) for index in range(len(self.spec.jobs[job]))
+        ]
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._watcher = threading.Thread(target=self._watch, name="watch local cluster", daemon=True)
+
+    def __enter__(self) -> "LocalCluster":
+        (self._model_dir / "logs").mkdir(parents=True, exist_ok=True)
+        for member in self._members:
+            self._start(member)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stopping.set()
+        with self._lock:
+            running = [member.process for member in self._members if member.process is not None]
+            for process in running:
+                process.terminate()
+            end = time.monotonic() + _STOP_SECONDS
+            for process in running:
+                try:
+                    process.wait(max(0.0, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        self._watcher.join()
+
+    def kill(self, job: str, index: int) -> None:
+        """Kills a member with SIGKILL, as a crash would; it is started anew."""
+        self.process(job, index).kill()
+
+    def process(self, job: str, index: int) -> subprocess.Popen:
+        """The present process of a member."""
+        with self._lock:
+            return next(m.process for m in self._members if (m.spec.job, m.spec.index) == (job, index))
+
+    def log(self, spec: ClusterSpec) -> pathlib.Path:
+        """The log file of a role."""
+        return self._model_dir / "logs" / f"{spec.job}_{spec.index}.log"
+
+    def _start(self, member: _Member) -> None:
+        command = [sys.executable, "-m", "k4p1", "server", "--model_dir", str(self._model_dir), *self._flags]
+        environment = {**os.environ, "TF_CONFIG": member.spec.as_tf_config(), PARENT: str(os.getpid()), **_gpu(member.spec)}
+        member.started = time.monotonic()
+        with open(self.log(member.spec), "ab") as log:
+            member.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_LOOK_SECONDS):
+            with self._lock:
+                for member in self._members:
+                    if not self._stopping.is_set() and not member.over:
+                        self._look_after(member)
+
+    def _look_after(self, member: _Member) -> None:
+        now = time.monotonic()
+        if member.process is not None:
+            code = member.process.poll()
+            if code is None:
+                return
+            member.process.wait()
+            if code == 0:
+                member.over = True
+                return
+            if code in _REFUSALS:
+                self.failure = self._last_line(member)
+                member.over = True
+                return
+            member.short_lives = member.short_lives + 1 if now - member.started < _SHORT_LIFE_SECONDS else 0
+            if member.short_lives > self._restarts:
+                self.failure = (
+                    f"{member.spec.name} died {member.short_lives} times soon after its start; {self._last_line(member)}"
+                )
+                member.over = True
+                return
+            pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2**member.short_lives)
+            member.process, member.next_start = None, now + pause
+            print(f"{member.spec.name} ended ({_reason(code)}); starting it again", file=sys.stderr, flush=True)
+        elif now >= member.next_start:
+            self._start(member)
+
+    def _last_line(self, member: _Member) -> str:
+        path = self.log(member.spec)
+        lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        said = lines[-1].removeprefix("k4p1: ")[:300] if lines else "it said nothing"
+        return f"{member.spec.name}: {said} ({path})"
+
+
+def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int) -> int:
+    """Runs a command as coordinator of a local cluster; returns its exit code when everything is stopped.
+
+    Args:
+      command: `train` or `finetune`.
+      flags: of the coordinator that servers and workers share: `--gin_file`, `--gin_bindings`.
+      model_dir: of the run.
+      servers, workers: how many.
+
+    Raises:
+      ClusterError: the coordinator was killed or crashed, or a server or worker cannot run.
+    """
+    model_dir = model_dir.absolute()
+    shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
+    caught: list[int] = []
+    with LocalCluster(servers, workers, model_dir, shared) as cluster:
+        environment = {
+            **os.environ,
+            "TF_CONFIG": cluster.spec.as_tf_config(),
+            PARENT: str(os.getpid()),
+            **_gpu(cluster.spec),
+        }
+        coordinator = subprocess.Popen(
+            [sys.executable, "-m", "k4p1", command, "--model_dir", str(model_dir), *flags],
+            env=environment,
+            start_new_session=True,
+        )
+
+        def forward(number, _frame) -> None:
+            caught.append(number)
+            coordinator.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while coordinator.poll() is None and cluster.failure is None:
+                time.sleep(_LOOK_SECONDS)
+            if cluster.failure is not None:
+                coordinator.terminate()
+            code = coordinator.wait()
+        finally:
+            if coordinator.poll() is None:
+                coordinator.kill()
+                coordinator.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if cluster.failure is not None:
+        raise errors.ClusterError(cluster.failure)
+    if code < 0 and caught:
+        return 130 if caught[0] == signal.SIGINT else 75
+    if code < 0:
+        raise errors.ClusterError(
+            f"the coordinator is lost ({_reason(code)}); the same command goes on from the newest checkpoint in {model_dir}"
+        )
+    return code
+
+
+def _reason(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def _gpu(spec: ClusterSpec) -> dict[str, str]:
+    """One GPU a worker, in turn; none for servers, and for the coordinator only one that no worker has."""
+    gpus = _gpus()
+    if not gpus or spec.job == SERVER:
+        return {"CUDA_VISIBLE_DEVICES": "-1"}
+    if spec.job == COORDINATOR:
+        workers = len(spec.jobs[WORKER])
+        return {"CUDA_VISIBLE_DEVICES": gpus[workers] if workers < len(gpus) else "-1"}
+    return {"CUDA_VISIBLE_DEVICES": gpus[spec.index % len(gpus)]}
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name not in ("", "-1")]
+    listed = pathlib.Path("/proc/driver/nvidia/gpus")
+    return [str(index) for index in range(len(list(listed.iterdir())))] if listed.is_dir() else []

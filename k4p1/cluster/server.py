@@ -1,0 +1,65 @@
+"""A parameter server or a worker: a TensorFlow server that does what its coordinator asks."""
+
+import os
+import pathlib
+import time
+
+from k4p1 import quiet_tensorflow, status_file
+from k4p1.cluster import announcement
+from k4p1.cluster.parent import end_with_parent
+from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
+
+_LOOK_SECONDS = 2.0
+
+
+def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
+    """Serves until the run is over (then it returns) or the process is stopped.
+
+    TensorFlow's servers listen on all interfaces, without authentication: run them in a network that is closed to others.
+
+    Args:
+      spec: of this process.
+      model_dir: the folder of the coordinator, on a file system that both see.
+      gin_hash: of the configuration; see `announcement.compare`.
+
+    Raises:
+      ConfigError: another version or configuration than the run's, no such folder, or a port in use.
+    """
+    end_with_parent(gently=False)
+    if announcement.is_announced(model_dir):
+        announcement.compare(model_dir, gin_hash)
+    os.environ["GRPC_FAIL_FAST"] = "use_caller"
+    quiet_tensorflow.import_quietly()
+    import tensorflow as tf
+
+    from k4p1.cluster.session import check_port
+
+    announcement.wait_for_run(model_dir, gin_hash, spec.name, spec.jobs[COORDINATOR][0])
+    check_port(spec)
+    started = time.time()
+    workers = len(spec.jobs[WORKER])
+    # Every step holds a thread of a server while it waits for the worker's gradients, and one of the worker for each server.
+    threads = max(int(os.environ.get("TF_NUM_INTEROP_THREADS", 0)), workers + 2, len(spec.jobs[SERVER]) + 2)
+    config = tf.compat.v1.ConfigProto(
+        inter_op_parallelism_threads=threads,
+        intra_op_parallelism_threads=int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0)),
+        device_count={"GPU": 0} if spec.job == SERVER else {},
+    )
+    config.gpu_options.allow_growth = True
+    tf.distribute.Server(
+        tf.train.ClusterSpec({job: list(addresses) for job, addresses in spec.jobs.items()}),
+        job_name=spec.job,
+        task_index=spec.index,
+        protocol="grpc",
+        config=config,
+    )
+    print(f"{spec.name}: serving at {spec.address}", flush=True)
+    while not _is_over(model_dir, started):
+        time.sleep(_LOOK_SECONDS)
+    print(f"{spec.name}: the run is over", flush=True)
+
+
+def _is_over(model_dir: pathlib.Path, since: float) -> bool:
+    """Whether the run has ended for good since a moment."""
+    status = status_file.read(model_dir)
+    return status.get("time", 0) > since and status.get("state") in (status_file.FINISHED, status_file.FAILED)

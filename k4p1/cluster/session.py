@@ -1,0 +1,100 @@
+"""The coordinator's connection to its servers and workers."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
+from k4p1.cluster.tensorflow_private import PullCoordinator
+
+_LOOK_SECONDS = 0.25
+_SILENT_SECONDS = 2.0
+
+
+class Session:
+    """Waits for all servers and workers, then connects; there is one a process, for as long as it lives.
+
+    Variables that TensorFlow made before are lost with the connection, so it comes first.
+
+    Args:
+      spec: the cluster, seen by its coordinator.
+      wait_s: how long to wait.
+
+    Attributes:
+      coordinator: asks workers to take steps.
+      devices: the CPUs of the parameter servers.
+      workers: how many there are.
+
+    Raises:
+      ConfigError: this process is no coordinator, or its port is in use.
+      ClusterError: nobody answers at some address; names it.
+    """
+
+    def __init__(self, spec: ClusterSpec, wait_s: float):
+        if spec.job != COORDINATOR:
+            raise errors.ConfigError(f"TF_CONFIG makes this process {spec.name}; start it with 'k4p1 server'")
+        check_port(spec)
+        wait_for(spec, wait_s)
+        os.environ["GRPC_FAIL_FAST"] = "use_caller"
+        tf.get_logger().setLevel("CRITICAL")  # what becomes of lost workers is told by the reporter
+        self.spec = spec
+        jobs = {job: list(addresses) for job, addresses in spec.jobs.items()}
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(jobs), task_type=COORDINATOR, task_id=0, rpc_layer="grpc"
+        )
+        self.coordinator = PullCoordinator(tf.distribute.ParameterServerStrategy(resolver))
+        self.devices = [f"/job:{SERVER}/replica:0/task:{i}/device:CPU:0" for i in range(len(spec.jobs[SERVER]))]
+        self.workers = len(spec.jobs[WORKER])
+
+
+def check_port(spec: ClusterSpec) -> None:
+    """Makes sure that this process can listen at its address; two TensorFlow servers would share a port silently.
+
+    Raises:
+      ConfigError: the port is in use.
+    """
+    port = int(spec.address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as e:
+            raise errors.ConfigError(f"{spec.name}: port {port} of {spec.address} cannot be used ({e.strerror})") from e
+
+
+def wait_for(spec: ClusterSpec, wait_s: float) -> None:
+    """Waits until somebody listens at every address of servers and workers; one line says for whom.
+
+    Raises:
+      ClusterError: nobody does after `wait_s` seconds.
+    """
+    missing = [spec.of(job, i) for job in (SERVER, WORKER) for i in range(len(spec.jobs[job]))]
+    start, told = time.monotonic(), False
+    while missing := [one for one in missing if not _listens(one.address)]:
+        waited = time.monotonic() - start
+        if waited > wait_s:
+            raise errors.ClusterError(
+                f"nobody answers at {_names(missing)} after {waited:.0f} s; start it, or mend the address, then run this again"
+            )
+        if not told and waited > _SILENT_SECONDS:
+            told = True
+            print(f"waiting for {_names(missing)}", file=sys.stderr, flush=True)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _names(specs: Iterable[ClusterSpec]) -> str:
+    return ", ".join(f"{spec.name} ({spec.address})" for spec in specs)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,69 @@
+"""Parameters on parameter servers."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from k4p1.engine.groups import FIXED, ParameterGroup
+from k4p1.engine.optimization import Optimization
+from k4p1.engine.store import Store
+
+
+class ServerStore(Store):
+    """A store whose vectors are cut into one shard a server; updates run there, fused and locked.
+
+    Fixed vectors, the frozen weights of the backbone, do not travel at every step: each worker keeps a copy on the device that
+    computes, which it takes from the servers in its first step and again after it was started anew.
+
+    Args:
+      groups, optimization, steps, loss_scaled: see `Store`.
+      devices: the CPUs of the servers.
+      resident: False reads fixed vectors at every step.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        optimization: Optimization,
+        steps: Mapping[str, int],
+        loss_scaled: bool = False,
+        *,
+        devices: Sequence[str],
+        resident: bool = True,
+    ):
+        super().__init__(groups, optimization, steps, loss_scaled, devices)
+        self._resident, self._copies = resident, f"k4p1_{uuid.uuid4().hex}"
+        self._pulses = []
+        for device in devices:
+            with tf.device(device):
+                self._pulses.append(tf.Variable(0, name="pulse"))
+
+    def read(self, group: ParameterGroup) -> tf.Tensor:
+        if group.role != FIXED or not self._resident:
+            return super().read(group)
+        copy = tf.raw_ops.VarHandleOp(
+            dtype=tf.float32, shape=[group.packing.size], shared_name=f"{self._copies}/{group.name}"
+        )
+
+        def fetched() -> tf.Tensor:
+            value = super(ServerStore, self).read(group)
+            tf.raw_ops.AssignVariableOp(resource=copy, value=value)
+            return value
+
+        return tf.cond(
+            tf.raw_ops.VarIsInitializedOp(resource=copy),
+            lambda: tf.raw_ops.ReadVariableOp(resource=copy, dtype=tf.float32),
+            fetched,
+        )
+
+    def feel_pulse(self) -> None:
+        """Reads a value from every server; raises what TensorFlow raises where one is gone or was started anew."""
+        for pulse in self._pulses:
+            pulse.numpy()
+
+    def step_bytes(self, task: str) -> int:
+        """Bytes of the vectors that one step of a task reads and writes: weights and statistics there, gradients and changes back."""
+        groups = [group for group in self.groups.values() if task in group.users]
+        resident = FIXED if self._resident else None
+        return sum(4 * group.packing.size * (1 if group.role == FIXED else 2) for group in groups if group.role != resident)

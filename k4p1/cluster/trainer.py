@@ -1,0 +1,362 @@
+"""The training loop of a cluster: workers ask for steps, the coordinator watches, evaluates and saves."""
+
+import dataclasses
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.cluster.policy import WorkerPolicy
+from k4p1.cluster.pulse import Pulse
+from k4p1.cluster.session import Session
+from k4p1.cluster.store import ServerStore
+from k4p1.cluster.tensorflow_private import Step, is_server_failure
+from k4p1.cluster.worker_groups import Wish, WorkerGroups
+from k4p1.engine.bookkeeping import Bookkeeping, Progress, StepReport, TrainingTask
+from k4p1.engine.checkpoints import Checkpoints
+from k4p1.engine.data_errors import data_errors
+from k4p1.engine.groups import TRAINED
+from k4p1.engine.reporting import Reporter
+from k4p1.engine.step import Pace, training_step
+from k4p1.engine.stop_signal import StopSignal
+from k4p1.patches.apply import SHARED
+
+_LOOK_SECONDS = 0.1
+_REPORT_SECONDS = 0.5
+_PAUSE_SECONDS = 10.0
+_SILENT_SECONDS = 10.0
+_FIRST_STEP_SECONDS = 120.0
+_SILENT_STEPS = 20
+
+
+@dataclasses.dataclass
+class Accounts:
+    """What a run on a cluster owes an account of.
+
+    Attributes:
+      steps: finished steps by task and worker.
+      interrupted: steps that were lost with their worker or connection, by task: each may have lost its update.
+      missing: tickets taken without an update that arrived, by owner of the parameters (`shared`, or a task).
+    """
+
+    steps: dict[str, Counter]
+    interrupted: Counter
+    missing: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `result.json`."""
+        return {
+            "steps_by_worker": {task: {str(w): n for w, n in sorted(counts.items())} for task, counts in self.steps.items()},
+            "interrupted_steps": dict(self.interrupted),
+            "missing_updates": self.missing,
+        }
+
+
+class ClusterTrainer:
+    """Trains the tasks of a run on the workers of a cluster, from where its newest checkpoint stands.
+
+    Args:
+      session: the connection.
+      tasks: with distinct names.
+      store: on the servers of the session.
+      wishes: how many workers each task wants.
+      policy: how workers are used.
+      reporter: is told what happens.
+      checkpoints: where states are saved; None for nowhere.
+      paced: whether tasks must end together: they train something that they share.
+      known_steps: how far a coordinator before this one had come, by task; what lies beyond the checkpoint is told as lost.
+      seed, evaluate_every, checkpoint_every, loss_scaled, jit_compile: see `k4p1.engine.training.Trainer`.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tasks: Sequence[TrainingTask],
+        store: ServerStore,
+        wishes: Mapping[str, Wish],
+        policy: WorkerPolicy,
+        reporter: Reporter,
+        checkpoints: Checkpoints | None = None,
+        *,
+        paced: bool = True,
+        known_steps: Mapping[str, int] | None = None,
+        seed: int = 0,
+        evaluate_every: int,
+        checkpoint_every: int,
+        loss_scaled: bool = False,
+        jit_compile: bool = False,
+    ):
+        self._session, self._store, self._reporter = session, store, reporter
+        self._queue = session.coordinator.queue
+        self._books = Bookkeeping(tasks, store, reporter, checkpoints)
+        self._targets = self._books.targets
+        self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
+        self._known_steps = dict(known_steps or {})
+        self._policy = policy
+        self._groups = WorkerGroups(wishes, self._targets, session.workers, policy, paced)
+        self.accounts = Accounts({task: Counter() for task in self._targets}, Counter())
+        self._lock = threading.RLock()
+        self._done = dict.fromkeys(self._targets, 0)
+        self._on_their_way = Counter()
+        self._arrived: deque[StepReport] = deque()
+        self._failures: deque[Exception] = deque()
+        self._news: deque[str] = deque()
+        self._heard: dict[int, float] = {}
+        self._worked: set[int] = set()
+        self._busy: dict[int, tuple[str, float]] = {}
+        self._step_seconds: dict[str, float] = {}
+        self._traced: dict[str, tuple[Any, Any]] = {}
+        epochs = tuple(task.epochs for task in tasks)
+        self._make = {}
+        for index, task in enumerate(tasks):
+            pace = Pace(task.steps, epochs, seed, index)
+            step = training_step(task.pure, store, task.loss, task.optimization, pace, loss_scaled)
+            self._make[task.name] = (_packed(step, jit_compile), task.batches)
+
+    @property
+    def progress(self) -> Progress:
+        """Best metric and skipped images so far."""
+        return self._books.progress
+
+    def run(self) -> dict[str, np.ndarray]:
+        """Trains to the step targets and returns the vectors of the joint best state, by group name.
+
+        Raises:
+          DivergedError: a loss that is not finite; names task, step and worker.
+          DataError: a worker cannot read its data; names task and worker.
+          ClusterError: a server is lost, or a task has no live worker for too long.
+          Preempted, Interrupted: on SIGTERM or SIGINT, after a checkpoint.
+        """
+        try:
+            self._resume()
+            self._trace()
+            with Pulse(self._store) as pulse, StopSignal() as stop:
+                self._heard = dict.fromkeys(range(self._session.workers), time.monotonic())
+                self._queue.dispatcher = self
+                self._queue.wake()
+                self._watch(pulse, stop)
+            return self._books.best_vectors()
+        except tf.errors.OpError as e:
+            raise _explained(e) from e
+        finally:
+            self._queue.pause(timeout=0.0)
+            self._queue.dispatcher = None
+
+    # What workers' threads call.
+
+    def next_step(self, worker: int) -> Step | None:
+        """See `tensorflow_private.Dispatcher`."""
+        with self._lock:
+            self._is_back(worker)
+            issued = {task: self._done[task] + self._on_their_way[task] for task in self._targets}
+            task = self._groups.next_task(worker, issued, self._done)
+            if task is None or self._failures:
+                return None
+            self._on_their_way[task] += 1
+            self._busy[worker] = (task, time.monotonic())
+            return Step(task, *self._traced[task], self._queue)
+
+    def finished(self, step: Step, worker: int, result: np.ndarray | None) -> None:
+        """See `tensorflow_private.Dispatcher`."""
+        with self._lock:
+            self._is_back(worker)
+            self._on_their_way[step.task] -= 1
+            _, started = self._busy.pop(worker, (step.task, time.monotonic()))
+            if result is None:
+                self._done[step.task] = self._targets[step.task]
+                return
+            self._step_seconds[step.task] = time.monotonic() - started
+            self._worked.add(worker)
+            loss, examples, skipped, ticket, staleness = map(float, result)
+            self._done[step.task] = max(self._done[step.task], int(ticket) + 1)
+            self.accounts.steps[step.task][worker] += 1
+            self._arrived.append(StepReport(step.task, int(ticket), loss, examples, skipped, staleness, worker))
+
+    def interrupted(self, step: Step) -> None:
+        """See `tensorflow_private.Dispatcher`."""
+        with self._lock:
+            self._on_their_way[step.task] -= 1
+            self._busy.pop(step.worker, None)
+            self.accounts.interrupted[step.task] += 1
+            self._is_lost(step.worker, time.monotonic())
+
+    def failed(self, error: Exception) -> None:
+        """See `tensorflow_private.Dispatcher`."""
+        with self._lock:
+            self._failures.append(error)
+
+    def _is_back(self, worker: int) -> None:
+        self._heard[worker] = time.monotonic()
+        if self._groups.is_down(worker):
+            self._groups.back(worker)
+            self._news.append(f"worker {worker} is back")
+
+    def _is_lost(self, worker: int, since: float) -> None:
+        if self._groups.is_down(worker):
+            return
+        self._groups.lost(worker, since)
+        tasks = self._groups.tasks_of(worker)
+        left = sorted({w for task in tasks for w in self._groups.group(task) if not self._groups.is_down(w)})
+        go_on = f"its group goes on with {', '.join(map(str, left))}" if left else "its group has no other"
+        self._news.append(f"worker {worker} of {', '.join(tasks) or 'no task'} is lost; {go_on}")
+
+    # What the coordinator does.
+
+    def _resume(self) -> None:
+        resumed = self._books.resume() or {}
+        lost = {task: self._known_steps.get(task, 0) - resumed.get(task, 0) for task in self._targets}
+        if sum(max(steps, 0) for steps in lost.values()):
+            told = ", ".join(f"{task} {max(steps, 0)}" for task, steps in lost.items())
+            self._reporter.message(f"steps since that checkpoint are lost and taken again: {told}")
+        self._done = self._store.done()
+
+    def _trace(self) -> None:
+        """Makes the input pipelines on the workers, and one graph a task."""
+        for task, (function, batches) in self._make.items():
+            with data_errors(task):
+                data = self._session.coordinator.create_per_worker_dataset(self._pipeline_of(task, batches))
+                iterator = iter(data)
+                self._traced[task] = (Step(task, function, iterator, self._queue).traced, iterator)
+        for worker in self._groups.idle():
+            self._reporter.message(f"worker {worker} has no task")
+
+    def _pipeline_of(self, task: str, batches: Any) -> Any:
+        def pipeline() -> tf.data.Dataset:
+            """Starts at the ticket of the moment, so that a worker that was started anew does not see its first batches again."""
+            worker = tf.distribute.coordinator.experimental_get_current_worker_index()
+            return batches(self._store.ticket(task), worker)
+
+        return pipeline
+
+    def _watch(self, pulse: Pulse, stop: StopSignal) -> None:
+        start = sum(self._done.values())
+        evaluated = saved = start
+        last_report = time.monotonic()
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            self._queue.wake()
+            pulse.check()
+            self._check_failures()
+            self._check_workers(pulse)
+            with self._lock:
+                done, arrived = dict(self._done), list(self._arrived)
+                over = done == self._targets and not +self._on_their_way and pulse.done == self._targets
+                late = over or stop.caught or time.monotonic() - last_report > _REPORT_SECONDS
+                if late:
+                    self._arrived.clear()
+            if late:
+                last_report = time.monotonic()
+                self._report(arrived, done)
+            total = sum(done.values())
+            if over or total // self._evaluate_every > evaluated // self._evaluate_every:
+                evaluated = total
+                self._books.evaluate()
+            if over or stop.caught or total // self._checkpoint_every > saved // self._checkpoint_every:
+                saved = self._save()
+            if over:
+                return
+            if stop.caught:
+                raise stop.error(saved if self._books.saves else None)
+
+    def _report(self, arrived: Sequence[StepReport], done: Mapping[str, int]) -> None:
+        while self._news:
+            self._reporter.message(self._news.popleft())
+        self._books.report(arrived, done)
+        with self._lock:
+            workers = {
+                worker: {
+                    "state": "lost" if self._groups.is_down(worker) else "working" if worker in self._busy else "waiting",
+                    "tasks": self._groups.tasks_of(worker),
+                    "steps": sum(counts[worker] for counts in self.accounts.steps.values()),
+                    "steps_of": {task: counts[worker] for task, counts in self.accounts.steps.items() if counts[worker]},
+                }
+                for worker in self._heard
+            }
+            tasks = {
+                task: {"workers": self._groups.group(task), "interrupted": self.accounts.interrupted[task]}
+                for task in self._targets
+            }
+        self._reporter.status.update(workers=workers, tasks=tasks)
+
+    def _check_failures(self) -> None:
+        with self._lock:
+            failure = self._failures[0] if self._failures else None
+        if failure is not None:
+            raise _explained(failure) from failure
+
+    def _check_workers(self, pulse: Pulse) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for task, count in pulse.done.items():
+                self._done[task] = max(self._done[task], count)
+            for worker, heard in self._heard.items():
+                task, _ = self._busy.get(worker, (None, 0.0))
+                usual = self._step_seconds.get(task) if task else 0.0
+                first = usual is None or worker not in self._worked
+                patience = _FIRST_STEP_SECONDS if first else max(_SILENT_SECONDS, _SILENT_STEPS * usual)
+                if now - heard > patience:
+                    self._is_lost(worker, heard)
+            alarms, overdue = self._groups.alarms(now, self._done), self._groups.overdue(now, self._done)
+            moved = self._groups.reassign(self._done)
+        for task in alarms:
+            self._reporter.message(
+                f"ALARM: task '{task}' has no live worker (its group: {', '.join(map(str, self._groups.group(task)))})"
+            )
+        for worker, task in moved.items():
+            self._reporter.message(f"worker {worker} joins task '{task}'")
+        for task in overdue:
+            borrowed = self._groups.borrow(task) if self._policy.borrow_workers else None
+            if borrowed is None:
+                saved = self._save() if self._books.saves else 0
+                raise errors.ClusterError(
+                    f"task '{task}' has had no live worker for {self._policy.group_timeout_s:g} s; saved at step {saved}: bring "
+                    "its workers back and start again, or set borrow_workers = True"
+                )
+            self._reporter.message(f"task '{task}' borrows worker {borrowed}")
+
+    def _save(self) -> int:
+        """A checkpoint of a moment without steps on their way; one that does not come back in time is not waited for."""
+        self._queue.pause(_PAUSE_SECONDS)
+        snapshot = self._store.snapshot()
+        self._queue.go_on()
+        self.accounts.missing = self._missing(snapshot)
+        self._reporter.status.update(owners={owner: {"missing": count} for owner, count in self.accounts.missing.items()})
+        return self._books.save(snapshot)
+
+    def _missing(self, snapshot: Mapping[str, np.ndarray]) -> dict[str, int]:
+        missing: dict[str, int] = {}
+        for group in self._store.groups.values():
+            if group.role == TRAINED:
+                tickets = sum(int(snapshot[f"ticket/{task}"]) for task in group.users)
+                owner = SHARED if len(group.users) > 1 else group.owner
+                missing[owner] = max(missing.get(owner, 0), tickets - int(snapshot[f"updates/{group.name}"]))
+        return missing
+
+
+def _packed(step: Any, jit_compile: bool) -> Any:
+    """A step as a function of an iterator that returns all results as one tensor: one message instead of five."""
+
+    def function(iterator: Any) -> tf.Tensor:
+        return tf.stack([tf.cast(value, tf.float64) for value in step(next(iterator))])
+
+    return tf.function(function, jit_compile=jit_compile)
+
+
+def _explained(error: Exception) -> errors.K4p1Error:
+    """A failure of a step or of the cluster as an error for the person who runs it."""
+    task, worker = getattr(error, "k4p1_task", None), getattr(error, "k4p1_worker", None)
+    damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
+    if task is not None and damaged and not is_server_failure(error) and "context" not in str(error):
+        try:
+            with data_errors(f"{task}' on worker '{worker}"):
+                raise error
+        except errors.DataError as e:
+            return e
+    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    what = "a parameter server is lost" if is_server_failure(error) else "the cluster failed"
+    return errors.ServerLostError(f"{what} ({first})")

@@ -1,0 +1,207 @@
+"""What a training loop keeps beside the parameters: reports, the joint best state, checkpoints, resuming."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.engine.checkpoints import Checkpoints
+from k4p1.engine.evaluation import Evaluator, Metrics
+from k4p1.engine.optimization import Optimization
+from k4p1.engine.population import PopulationStatistics
+from k4p1.engine.pure import PureTask
+from k4p1.engine.reporting import Reporter
+from k4p1.engine.store import Store
+
+_SELECTION_BATCHES = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingTask:
+    """What a training loop needs of a task.
+
+    Attributes:
+      pure: the task as a pure function.
+      steps: step target.
+      epochs: passes over its data that these steps make.
+      batches: of (step, worker): endless training batches from a step on, a stream of its own for each worker.
+      loss: of (batch, logits).
+      metrics: per-example metrics of (batch, logits).
+      selecting: the metric that selects the best checkpoint.
+      validation: validation batches, or None.
+      calibration: training batches without augmentation, for population statistics.
+      optimization: learning rate, schedule and multipliers of the task.
+    """
+
+    pure: PureTask
+    steps: int
+    epochs: float
+    batches: Callable[..., tf.data.Dataset]
+    loss: Callable
+    metrics: Metrics
+    selecting: str
+    validation: Callable[[], Iterable] | None
+    calibration: Callable[[], Iterable]
+    optimization: Optimization
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.pure.name
+
+
+class StepReport(NamedTuple):
+    """What came back from one step.
+
+    Attributes:
+      task: its name.
+      step: the ticket.
+      loss, examples, skipped, staleness: see `StepResult`.
+      worker: who took it; None in one process.
+    """
+
+    task: str
+    step: int
+    loss: float
+    examples: float
+    skipped: float
+    staleness: float = 0.0
+    worker: int | None = None
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop keeps beside the store's state: it goes into every checkpoint.
+
+    Attributes:
+      best: the highest mean validation metric so far.
+      best_step: total steps at that moment.
+      skipped: corrupt images met, by task.
+    """
+
+    best: float = -math.inf
+    best_step: int = 0
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "best": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Progress":
+        """The inverse of `as_json`."""
+        best = -math.inf if value["best"] is None else value["best"]
+        return cls(best, value["best_step"], dict(value["skipped"]))
+
+
+class Bookkeeping:
+    """Reports, evaluates, saves and resumes a run.
+
+    Args:
+      tasks: with distinct names.
+      store: holds the parameters.
+      reporter: is told what happens.
+      checkpoints: where states are saved; None for nowhere.
+    """
+
+    def __init__(self, tasks: Sequence[TrainingTask], store: Store, reporter: Reporter, checkpoints: Checkpoints | None):
+        self._tasks = {task.name: task for task in tasks}
+        self._store, self._reporter, self._checkpoints = store, reporter, checkpoints
+        self.targets = {task.name: task.steps for task in tasks}
+        self.progress = Progress(skipped=dict.fromkeys(self._tasks, 0))
+        self._evaluators = {task.name: Evaluator(task.pure, task.metrics) for task in tasks}
+        self._population = PopulationStatistics(
+            [task.pure for task in tasks], {task.name: task.calibration for task in tasks}
+        )
+        self._validated = any(task.validation is not None for task in tasks)
+        self._best: dict[str, np.ndarray] | None = None
+
+    @property
+    def saves(self) -> bool:
+        """Whether there is a place for checkpoints."""
+        return self._checkpoints is not None
+
+    def resume(self) -> dict[str, int] | None:
+        """Goes on from the newest checkpoint: the steps of each task there, or None without one."""
+        found = self._checkpoints.newest() if self._checkpoints else None
+        if found is None:
+            return None
+        self._store.restore(found.state)
+        self.progress = Progress.from_json(found.progress)
+        done = self._store.done()
+        steps = ", ".join(f"{task} {step}/{self.targets[task]}" for task, step in done.items())
+        self._reporter.message(f"going on from the checkpoint at {steps}")
+        return done
+
+    def report(self, reports: Sequence[StepReport], done: Mapping[str, int]) -> None:
+        """Tells the reporter of the steps since the last report.
+
+        Raises:
+          DivergedError: a loss that is not finite; names task and step, and the worker on a cluster.
+        """
+        for report in reports:
+            if not math.isfinite(report.loss):
+                place = "" if report.worker is None else f" on worker {report.worker}"
+                raise errors.DivergedError(
+                    f"task '{report.task}', step {report.step}{place}: the loss is {report.loss}; lower its learning rate, "
+                    "or look at its data"
+                )
+            if report.skipped and not self.progress.skipped[report.task]:
+                self._reporter.message(f"task '{report.task}', step {report.step}: corrupt images are skipped")
+            self.progress.skipped[report.task] += int(report.skipped)
+        self._reporter.steps(done, reports)
+
+    def evaluate(self, snapshot: Mapping[str, np.ndarray] | None = None) -> None:
+        """Evaluates all tasks on their validation splits, and keeps the state if their mean is the best so far.
+
+        Args:
+          snapshot: of the store; by default, of now.
+        """
+        if not self._validated:
+            return
+        snapshot = self._store.snapshot() if snapshot is None else snapshot
+        done = {task: int(snapshot[f"ticket/{task}"]) for task in self._tasks}
+        vectors = self._store.vectors(snapshot)
+        measured = self._population(vectors, _SELECTION_BATCHES)
+        selected = []
+        for name, task in self._tasks.items():
+            if task.validation is not None:
+                metrics = self._evaluators[name](measured, task.validation())
+                self._reporter.evaluated("validation", name, done[name], metrics)
+                selected.append(metrics[task.selecting])
+        if float(np.mean(selected)) >= self.progress.best:
+            self.progress.best, self.progress.best_step = float(np.mean(selected)), sum(done.values())
+            if self._checkpoints:
+                self._checkpoints.save_best(snapshot, self.progress.as_json())
+            else:
+                self._best = vectors
+
+    def save(self, snapshot: Mapping[str, np.ndarray] | None = None) -> int:
+        """Writes a checkpoint of a snapshot of the store, by default of now; returns its total steps.
+
+        Raises:
+          DivergedError: a value is not finite; nothing is written then.
+        """
+        snapshot = self._store.snapshot() if snapshot is None else snapshot
+        total = sum(int(snapshot[f"ticket/{task}"]) for task in self._tasks)
+        if self._checkpoints:
+            for name, value in snapshot.items():
+                if not np.isfinite(value).all():
+                    raise errors.DivergedError(f"'{name}' is not finite after {total} steps; the checkpoint before it stays")
+            self._checkpoints.save(total, snapshot, self.progress.as_json())
+        return total
+
+    def best_vectors(self) -> dict[str, np.ndarray]:
+        """The vectors of the joint best state by group name; without validation splits, the present ones."""
+        if self._best is not None:
+            return self._best
+        best = self._checkpoints.best() if self._checkpoints and math.isfinite(self.progress.best) else None
+        return self._store.vectors(best.state if best else None)

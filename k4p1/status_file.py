@@ -1,0 +1,73 @@
+"""`status.json`: where a run stands, for whoever looks from outside."""
+
+import json
+import os
+import pathlib
+import socket
+import time
+from typing import Any
+
+from k4p1 import artifact
+
+NAME = "status.json"
+TRAINING, EVALUATING, FINISHED, FAILED, STOPPED = "training", "evaluating", "finished", "failed", "stopped"
+_SECONDS = 2.0
+_EVENTS = 20
+
+
+class StatusFile:
+    """The state of a run in its folder, written at most every two seconds and at every change of state.
+
+    Args:
+      folder: the model directory; None writes nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path | None):
+        self._path = None if folder is None else folder / NAME
+        self._status: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.time(),
+            "state": "starting",
+            "tasks": {},
+            "workers": {},
+            "owners": {},
+            "events": [],
+        }
+        self._written = 0.0
+
+    def update(self, state: str | None = None, **parts: Any) -> None:
+        """Changes the state, or parts of it: `tasks`, `workers` and `owners` (of parameters) by name."""
+        changed = state is not None and state != self._status["state"]
+        if changed:
+            self._status["state"] = state
+        for part, entries in parts.items():
+            for name, values in entries.items():
+                self._status[part].setdefault(str(name), {}).update(values)
+        if changed or time.monotonic() - self._written > _SECONDS:
+            self._write()
+
+    def end(self, state: str, reason: str = "") -> None:
+        """The last state of the run, and why."""
+        self._status["state"] = state
+        if reason:
+            self._status["reason"] = reason
+        self._write()
+
+    def event(self, text: str) -> None:
+        """Adds a line to what happened; the last 20 are kept."""
+        self._status["events"] = [*self._status["events"], {"time": time.time(), "text": text}][-_EVENTS:]
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is not None and self._path.parent.is_dir():
+            self._written = time.monotonic()
+            artifact.write_json(self._path, {**self._status, "time": time.time()})
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """The last state written in a folder; empty if there is none."""
+    try:
+        return json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
