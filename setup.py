@@ -43,6 +43,7 @@ setuptools.setup(
         "importlib_resources>=6",  # tensorflow-datasets imports it and does not ask for it
         "keras>=3.12,<3.16",
         "numpy>=2.1",
+        "pyyaml>=6",
         "rich>=14",
         "safetensors>=0.5",
         "scikit-learn>=1.6",
@@ -54,6 +55,7 @@ setuptools.setup(
         "dev": [
             "hypothesis>=6.100",
             "jax>=0.4.38",
+            "kubernetes-validate>=1.30",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.12",

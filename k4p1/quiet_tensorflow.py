@@ -8,7 +8,8 @@ def import_quietly() -> None:
     """Imports TensorFlow; what it has to say on the way, and its advice on retracing, is not for the user."""
     if "tensorflow" in sys.modules:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # On a cluster TensorFlow tells at length, as errors, what happens when a worker is lost; k4p1 tells it in a line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if os.environ.get("TF_CONFIG") else "2")
     sys.stderr.flush()
     kept = os.dup(2)
     try:

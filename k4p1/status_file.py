@@ -4,13 +4,14 @@ import json
 import os
 import pathlib
 import socket
+import threading
 import time
 from typing import Any
 
 from k4p1 import artifact
 
 NAME = "status.json"
-TRAINING, EVALUATING, FINISHED, FAILED, STOPPED = "training", "evaluating", "finished", "failed", "stopped"
+TRAINING, FINISHED, FAILED, STOPPED = "training", "finished", "failed", "stopped"
 _SECONDS = 2.0
 _EVENTS = 20
 
@@ -35,29 +36,33 @@ class StatusFile:
             "events": [],
         }
         self._written = 0.0
+        self._lock = threading.RLock()
 
     def update(self, state: str | None = None, **parts: Any) -> None:
         """Changes the state, or parts of it: `tasks`, `workers` and `owners` (of parameters) by name."""
-        changed = state is not None and state != self._status["state"]
-        if changed:
-            self._status["state"] = state
-        for part, entries in parts.items():
-            for name, values in entries.items():
-                self._status[part].setdefault(str(name), {}).update(values)
-        if changed or time.monotonic() - self._written > _SECONDS:
-            self._write()
+        with self._lock:
+            changed = state is not None and state != self._status["state"]
+            if changed:
+                self._status["state"] = state
+            for part, entries in parts.items():
+                for name, values in entries.items():
+                    self._status[part].setdefault(str(name), {}).update(values)
+            if changed or time.monotonic() - self._written > _SECONDS:
+                self._write()
 
     def end(self, state: str, reason: str = "") -> None:
         """The last state of the run, and why."""
-        self._status["state"] = state
-        if reason:
-            self._status["reason"] = reason
-        self._write()
+        with self._lock:
+            self._status["state"] = state
+            if reason:
+                self._status["reason"] = reason.splitlines()[0]
+            self._write()
 
     def event(self, text: str) -> None:
         """Adds a line to what happened; the last 20 are kept."""
-        self._status["events"] = [*self._status["events"], {"time": time.time(), "text": text}][-_EVENTS:]
-        self._write()
+        with self._lock:
+            self._status["events"] = [*self._status["events"], {"time": time.time(), "text": text}][-_EVENTS:]
+            self._write()
 
     def _write(self) -> None:
         if self._path is not None and self._path.parent.is_dir():

@@ -98,7 +98,8 @@ class LocalCluster:
 
     def _start(self, member: _Member) -> None:
         command = [sys.executable, "-m", "k4p1", "server", "--model_dir", str(self._model_dir), *self._flags]
-        environment = {**os.environ, "TF_CONFIG": member.spec.as_tf_config(), PARENT: str(os.getpid()), **_gpu(member.spec)}
+        environment = {**_threads(member.spec), **os.environ, "TF_CONFIG": member.spec.as_tf_config(), **_gpu(member.spec)}
+        environment[PARENT] = str(os.getpid())
         member.started = time.monotonic()
         with open(self.log(member.spec), "ab") as log:
             member.process = subprocess.Popen(
@@ -204,6 +205,11 @@ def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers:
 
 def _reason(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def _threads(spec: ClusterSpec) -> dict[str, str]:
+    """The cores divided among the workers; the environment may say otherwise."""
+    return {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // len(spec.jobs[WORKER])))}
 
 
 def _gpu(spec: ClusterSpec) -> dict[str, str]:

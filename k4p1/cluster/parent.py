@@ -8,13 +8,15 @@ import time
 VARIABLE = "K4P1_PARENT"
 _LOOK_SECONDS = 0.5
 _GRACE_SECONDS = 60.0
+_LINGER_SECONDS = 10.0
 
 
 def end_with_parent(gently: bool) -> None:
     """Watches the process that `K4P1_PARENT` names; without the variable nothing happens.
 
     Args:
-      gently: first ask this process to stop (SIGTERM), so that it can save; end it after a minute.
+      gently: first ask this process to stop (SIGTERM), so that it can save; end it after a minute. Otherwise it ends after ten
+        seconds, in which such a process can still read its vectors.
     """
     parent = os.environ.get(VARIABLE)
     if parent is None:
@@ -25,7 +27,7 @@ def end_with_parent(gently: bool) -> None:
             time.sleep(_LOOK_SECONDS)
         if gently:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(_GRACE_SECONDS)
+        time.sleep(_GRACE_SECONDS if gently else _LINGER_SECONDS)
         os._exit(75)
 
     threading.Thread(target=watch, name="watch parent", daemon=True).start()

@@ -20,7 +20,7 @@ def start_again(error: errors.ServerLostError) -> None:
     restarts = int(os.environ.get(_VARIABLE, "0"))
     if restarts >= _MOST:
         raise errors.ServerLostError(f"{error}; given up after {restarts} restarts") from error
-    print(f"{error}; going back to the newest checkpoint", file=sys.stderr, flush=True)
+    print(f"{str(error).splitlines()[0]}; going back to the newest checkpoint", file=sys.stderr, flush=True)
     os.environ[_VARIABLE] = str(restarts + 1)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "k4p1", *sys.argv[1:]])

@@ -53,7 +53,7 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
         protocol="grpc",
         config=config,
     )
-    print(f"{spec.name}: serving at {spec.address}", flush=True)
+    print(f"{spec.name}: serving at {spec.address} (process {os.getpid()})", flush=True)
     while not _is_over(model_dir, started):
         time.sleep(_LOOK_SECONDS)
     print(f"{spec.name}: the run is over", flush=True)

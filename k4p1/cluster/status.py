@@ -11,6 +11,7 @@ from rich import table as rich_table
 from k4p1 import errors, status_file
 
 _SILENT_SECONDS = 30.0
+_PLAIN_WIDTH = 160
 
 
 def show(model_dir: pathlib.Path) -> None:
@@ -25,6 +26,8 @@ def show(model_dir: pathlib.Path) -> None:
     if not status:
         raise errors.ArtifactError(f"{model_dir} holds no {status_file.NAME}: no run of k4p1 has begun to train there")
     console = rich_console.Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     console.print(_headline(model_dir, status), markup=False)
     result = _result(model_dir) if status["state"] == status_file.FINISHED else {}
     rows = []

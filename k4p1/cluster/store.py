@@ -39,23 +39,30 @@ class ServerStore(Store):
             with tf.device(device):
                 self._pulses.append(tf.Variable(0, name="pulse"))
 
-    def read(self, group: ParameterGroup) -> tf.Tensor:
+    def read(self, group: ParameterGroup) -> tf.Tensor | dict[str, tf.Tensor]:
+        """The present vector of a group; of a fixed one that the worker keeps, its tensors by name."""
         if group.role != FIXED or not self._resident:
             return super().read(group)
-        copy = tf.raw_ops.VarHandleOp(
-            dtype=tf.float32, shape=[group.packing.size], shared_name=f"{self._copies}/{group.name}"
-        )
+        packing = group.packing
+        copies = [
+            tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=shape, shared_name=f"{self._copies}/{group.name}/{number}")
+            for number, shape in enumerate(packing.shapes)
+        ]
 
-        def fetched() -> tf.Tensor:
-            value = super(ServerStore, self).read(group)
-            tf.raw_ops.AssignVariableOp(resource=copy, value=value)
-            return value
+        def fetched() -> list[tf.Tensor]:
+            tensors = list(packing.unpack(super(ServerStore, self).read(group)).values())
+            for copy, tensor in zip(copies, tensors, strict=True):
+                tf.raw_ops.AssignVariableOp(resource=copy, value=tensor)
+            return tensors
 
-        return tf.cond(
-            tf.raw_ops.VarIsInitializedOp(resource=copy),
-            lambda: tf.raw_ops.ReadVariableOp(resource=copy, dtype=tf.float32),
-            fetched,
-        )
+        def kept() -> list[tf.Tensor]:
+            return [tf.raw_ops.ReadVariableOp(resource=copy, dtype=tf.float32) for copy in copies]
+
+        tensors = tf.cond(tf.raw_ops.VarIsInitializedOp(resource=copies[-1]), kept, fetched)
+        return {
+            name: tf.ensure_shape(tensor, shape)
+            for name, tensor, shape in zip(packing.names, tensors, packing.shapes, strict=True)
+        }
 
     def feel_pulse(self) -> None:
         """Reads a value from every server; raises what TensorFlow raises where one is gone or was started anew."""

@@ -7,7 +7,6 @@ assignments may change at any moment. Everything else (datasets on workers, dete
 `tests/cluster/test_tensorflow_private.py` checks every private name used here; `setup.py` pins the TensorFlow versions.
 """
 
-import time
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -31,7 +30,7 @@ class Dispatcher(Protocol):
 
 
 class Step(tf_coordinator.Closure):
-    """One run of a task's function on whichever worker asked for it.
+    """The function of a task, which the worker that asked for it runs; it may be given out again when it is back.
 
     Args:
       task: its name.
@@ -42,7 +41,7 @@ class Step(tf_coordinator.Closure):
 
     def __init__(self, task: str, function: Any, iterator: Any, queue: "PullQueue"):
         super().__init__(function, queue._cancellation_mgr, args=(iterator,))
-        self.task, self.worker, self.started = task, -1, time.monotonic()
+        self.task, self.worker, self.tag = task, -1, None
         self._dispatcher = queue.dispatcher
 
     @property
@@ -51,6 +50,7 @@ class Step(tf_coordinator.Closure):
         return self._concrete_function
 
     def execute_on(self, worker: tf_coordinator.Worker) -> None:
+        self._output_remote_value_ref = None  # a step may run again and again
         value = self.build_output_remote_value()
         try:
             super().execute_on(worker)
@@ -67,7 +67,7 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
     """A queue of no length: `get` asks the dispatcher.
 
     Attributes:
-      dispatcher: set it before the first step; None: no steps.
+      dispatcher: None gives out no steps, and nobody hears of those on their way.
     """
 
     def __init__(self):
@@ -82,7 +82,7 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
                     return self._tagged_queue[tag].get(block=False)
                 step = None if self._paused or self.dispatcher is None else self.dispatcher.next_step(tag)
                 if step is not None:
-                    step.tag, step.worker = None, tag
+                    step.worker = tag
                     self.inflight_closure_count += 1
                     return step
                 if not self._closures_queued_condition.wait(timeout=timeout) and timeout is not None:
@@ -114,12 +114,14 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
     def put_back(self, closure: Step) -> None:
         with self._queue_lock:
             self._one_less()
-        self.dispatcher.interrupted(closure)
+        if self.dispatcher is not None:
+            self.dispatcher.interrupted(closure)
 
     def mark_failed(self, e: Exception) -> None:
         with self._queue_lock:
             self._one_less()
-        self.dispatcher.failed(e)
+        if self.dispatcher is not None:
+            self.dispatcher.failed(e)
 
     def wait(self, timeout: float | None = None) -> bool:
         with self._queue_lock:

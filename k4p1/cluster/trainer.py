@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import errors
+from k4p1.cluster.beside import Beside
 from k4p1.cluster.policy import WorkerPolicy
 from k4p1.cluster.pulse import Pulse
 from k4p1.cluster.session import Session
@@ -111,6 +112,7 @@ class ClusterTrainer:
         self._busy: dict[int, tuple[str, float]] = {}
         self._step_seconds: dict[str, float] = {}
         self._traced: dict[str, tuple[Any, Any]] = {}
+        self._made: dict[tuple[str, int], Step] = {}
         epochs = tuple(task.epochs for task in tasks)
         self._make = {}
         for index, task in enumerate(tasks):
@@ -135,11 +137,11 @@ class ClusterTrainer:
         try:
             self._resume()
             self._trace()
-            with Pulse(self._store) as pulse, StopSignal() as stop:
+            with Pulse(self._store) as pulse, StopSignal() as stop, Beside(self._books.evaluate) as evaluation:
                 self._heard = dict.fromkeys(range(self._session.workers), time.monotonic())
                 self._queue.dispatcher = self
                 self._queue.wake()
-                self._watch(pulse, stop)
+                self._watch(pulse, stop, evaluation)
             return self._books.best_vectors()
         except tf.errors.OpError as e:
             raise _explained(e) from e
@@ -159,7 +161,9 @@ class ClusterTrainer:
                 return None
             self._on_their_way[task] += 1
             self._busy[worker] = (task, time.monotonic())
-            return Step(task, *self._traced[task], self._queue)
+            if (task, worker) not in self._made:
+                self._made[task, worker] = Step(task, *self._traced[task], self._queue)
+            return self._made[task, worker]
 
     def finished(self, step: Step, worker: int, result: np.ndarray | None) -> None:
         """See `tensorflow_private.Dispatcher`."""
@@ -233,7 +237,7 @@ class ClusterTrainer:
 
         return pipeline
 
-    def _watch(self, pulse: Pulse, stop: StopSignal) -> None:
+    def _watch(self, pulse: Pulse, stop: StopSignal, evaluation: Beside) -> None:
         start = sum(self._done.values())
         evaluated = saved = start
         last_report = time.monotonic()
@@ -253,9 +257,14 @@ class ClusterTrainer:
                 last_report = time.monotonic()
                 self._report(arrived, done)
             total = sum(done.values())
+            evaluation.check()
             if over or total // self._evaluate_every > evaluated // self._evaluate_every:
-                evaluated = total
-                self._books.evaluate()
+                if over:
+                    evaluation.wait()
+                if evaluation.start():
+                    evaluated = total
+            if over:
+                evaluation.wait()
             if over or stop.caught or total // self._checkpoint_every > saved // self._checkpoint_every:
                 saved = self._save()
             if over:

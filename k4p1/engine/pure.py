@@ -57,14 +57,15 @@ class PureTask:
         """Runs the model.
 
         Args:
-          vectors: float32 vectors by group name, for every group in `self.groups`.
+          vectors: float32 vectors by group name, for every group in `self.groups`; or the group's tensors by name.
           inputs: of the model; images (batch, height, width, 3) of 0 to 255.
           training: whether batch normalisation and dropout train.
           seed: int32 (2,), from which the seeds of dropout are drawn.
         """
         state = []
         for group in self.groups:
-            unpacked = group.packing.unpack(vectors[group.name])
+            given = vectors[group.name]
+            unpacked = given if isinstance(given, Mapping) else group.packing.unpack(given)
             state += zip(group.variables, unpacked.values(), strict=True)
         for index, variable in enumerate(self._seeds):
             base = tf.zeros([2], tf.int32) if seed is None else seed

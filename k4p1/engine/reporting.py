@@ -13,7 +13,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from k4p1 import artifact
-from k4p1.status_file import EVALUATING, TRAINING, StatusFile
+from k4p1.status_file import TRAINING, StatusFile
 
 _PLAIN_LINE_SECONDS = 10.0
 _SPEED_SECONDS = 10.0
@@ -43,6 +43,7 @@ class Reporter:
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         self._console = rich_console.Console(file=sys.stderr, quiet=quiet)
         self._speeds: dict[str, _Speed] = {}
+        self._staleness: dict[str, _Staleness] = {}
         self._last_line = time.monotonic()
         self.status = status or StatusFile(None)
         self._progress = rich_progress.Progress(
@@ -108,15 +109,14 @@ class Reporter:
         speed = self._speeds.setdefault(name, _Speed())
         values |= speed.after(len(reports), sum(r.examples for r in reports))
         if reports[0].worker is not None:
-            staleness = [r.staleness for r in reports]
-            values |= {"staleness_mean": float(np.mean(staleness)), "staleness_max": float(np.max(staleness))}
+            values |= self._staleness.setdefault(name, _Staleness()).after([r.staleness for r in reports])
         return values
 
     def evaluated(self, split: str, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Reports metrics of a task on a split."""
         values = {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
         self._log("eval", task, step, values)
-        self.status.update(EVALUATING, tasks={task: values})
+        self.status.update(tasks={task: values})
 
     def message(self, text: str) -> None:
         """Prints a line above the bars, and keeps it in `status.json`."""
@@ -162,3 +162,19 @@ class _Speed:
             "steps_per_s": (self._moments[-1][1] - steps_then) / seconds,
             "examples_per_s": (self._moments[-1][2] - examples_then) / seconds,
         }
+
+
+class _Staleness:
+    """Updates by others between a step's read and its own update: mean and largest number since the start."""
+
+    def __init__(self):
+        self._count, self._sum, self._largest = 0, 0.0, 0.0
+
+    def after(self, values: Sequence[float]) -> dict[str, float]:
+        """Counts more steps."""
+        self._count, self._sum, self._largest = (
+            self._count + len(values),
+            self._sum + sum(values),
+            max(self._largest, *values),
+        )
+        return {"staleness_mean": self._sum / self._count, "staleness_max": self._largest}

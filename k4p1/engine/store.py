@@ -78,7 +78,8 @@ class Store:
 
     def apply_gradient(self, group: ParameterGroup, gradient: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         """One optimizer update of a trained group; returns how many it has had, this one included."""
-        count = _count_up(self._updates[group.name], tf.int64.max) + 1
+        with tf.control_dependencies([gradient]):  # at the time of the update, not at the start of the step
+            count = _count_up(self._updates[group.name], tf.int64.max) + 1
         vector, slots = self._vectors[group.name], self._slots[group.name]
         for number, (shard, piece) in enumerate(zip(vector.shards, vector.split(gradient), strict=True)):
             self._optimizers[group.name].update(
