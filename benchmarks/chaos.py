@@ -19,16 +19,18 @@ import subprocess
 import sys
 import time
 
+from k4p1 import gin_files
+
 WORKERS = 4
 GIN = """
-include 'quickstart.gin'
-train.tasks = [@digits/Task(), @parity/Task(), @digits24/Task(), @parity24/Task()]
-digits24/Task.name = 'digits24'
-digits24/Task.data = 'embedded/digits'
-digits24/Task.image_size = 24
-parity24/Task.name = 'parity24'
-parity24/Task.data = 'embedded/parity'
-parity24/Task.image_size = 24
+include '{quickstart}'
+train.tasks = [@digits/Task(), @parity/Task(), @digits40/Task(), @parity40/Task()]
+digits40/Task.name = 'digits40'
+digits40/Task.data = 'embedded/digits'
+digits40/Task.image_size = 40
+parity40/Task.name = 'parity40'
+parity40/Task.data = 'embedded/parity'
+parity40/Task.image_size = 40
 """
 
 
@@ -87,7 +89,7 @@ def main():
     shutil.rmtree(a.folder, ignore_errors=True)
     a.folder.mkdir(parents=True)
     gin_file = a.folder / "four_tasks.gin"
-    gin_file.write_text(GIN)
+    gin_file.write_text(GIN.format(quickstart=gin_files.find("quickstart")))
     results, seconds, kills = {}, {}, 0
     for name in ("undisturbed", "disturbed"):
         begin = time.monotonic()

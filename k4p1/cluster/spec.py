@@ -140,7 +140,7 @@ def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
     Raises:
       ConfigError: not within a job step, or too few tasks.
     """
-    from tensorflow.distribute import cluster_resolver
+    import tensorflow as tf
 
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
     if tasks is None or not tasks.isdigit():
@@ -151,12 +151,13 @@ def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
             f"the Slurm step has {tasks} tasks; a coordinator, {servers} parameter servers and a worker need {servers + 2}"
         )
     jobs = {COORDINATOR: 1, SERVER: servers, WORKER: workers}
+    slurm_resolver = tf.distribute.cluster_resolver.SlurmClusterResolver
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", "0") or 0)
     try:
         if gpus:
-            resolver = cluster_resolver.SlurmClusterResolver(jobs, port_base=port, gpus_per_node=gpus)
+            resolver = slurm_resolver(jobs, port_base=port, gpus_per_node=gpus)
         else:  # the resolver divides by the number of GPUs a task: pretend one each, and leave devices alone
-            resolver = cluster_resolver.SlurmClusterResolver(
+            resolver = slurm_resolver(
                 jobs, port_base=port, gpus_per_node=int(tasks), gpus_per_task=1, auto_set_gpu=False
             )
         found = resolver.cluster_spec().as_dict()

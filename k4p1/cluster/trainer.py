@@ -140,7 +140,7 @@ class ClusterTrainer:
             with Pulse(self._store) as pulse, StopSignal() as stop, Beside(self._books.evaluate) as evaluation:
                 self._heard = dict.fromkeys(range(self._session.workers), time.monotonic())
                 self._queue.dispatcher = self
-                self._queue.wake()
+                self._queue.go_on()
                 self._watch(pulse, stop, evaluation)
             return self._books.best_vectors()
         except tf.errors.OpError as e:

@@ -107,16 +107,17 @@ class WorkerGroups:
           issued: steps of each task that are done or on their way.
           done: steps of each task that are done.
         """
-        open_tasks = [task for task in self.tasks_of(worker) if issued[task] < self._targets[task]]
-        if not open_tasks:
-            return None
-        task = min(open_tasks, key=lambda t: (issued[t] + 1) / self._targets[t])
-        if self._paced:
-            slowest = min(done[t] / self._targets[t] for t in self._targets)
-            steps = max(self._policy.max_lead * self._targets[task], len(self.group(task)))
-            if issued[task] - slowest * self._targets[task] > steps:
-                return None
-        return task
+        slowest = min(done[task] / self._targets[task] for task in self._targets)
+        ready = [
+            task
+            for task in self.tasks_of(worker)
+            if issued[task] < self._targets[task] and not self._leads(task, issued[task], slowest)
+        ]
+        return min(ready, key=lambda task: (issued[task] + 1) / self._targets[task]) if ready else None
+
+    def _leads(self, task: str, issued: int, slowest: float) -> bool:
+        steps = max(self._policy.max_lead * self._targets[task], len(self.group(task)))
+        return self._paced and issued - slowest * self._targets[task] > steps
 
     def lost(self, worker: int, now: float) -> None:
         """A worker is gone since `now`, seconds of any clock."""

@@ -1,0 +1,94 @@
+"""Workers, servers and coordinators of real clusters are killed; every task still ends at its exact step target."""
+
+import os
+import signal
+
+import pytest
+
+from k4p1 import artifact
+
+pytestmark = pytest.mark.timeout(480)
+
+STEPS = 400
+
+
+def check_counts(run, groups, resumed=False):
+    """Counters at their targets, steps by the right workers, at most one update missing an interrupted step."""
+    result = run.read("result.json")["cluster"]
+    tasks = run.read("status.json")["tasks"]
+    assert {task: values["done"] for task, values in tasks.items()} == dict.fromkeys(groups, STEPS)
+    interrupted = result["interrupted_steps"]
+    for task, workers in groups.items():
+        counts = result["steps_by_worker"][task]
+        assert set(counts) <= set(workers), task
+        if not resumed:
+            assert STEPS - interrupted.get(task, 0) <= sum(counts.values()) <= STEPS
+            assert 0 <= result["missing_updates"][task] <= interrupted.get(task, 0)
+    if not resumed:
+        assert 0 <= result["missing_updates"]["shared"] <= sum(interrupted.values())
+    newest = sorted(run.folder.glob("checkpoints/step_*"))[-1]
+    assert newest.name == f"step_{STEPS * len(groups):08d}.safetensors"
+    return result
+
+
+def test_workers_are_killed(cluster_run):
+    """One in the middle of a step, the same one again, then all of a group."""
+    run = cluster_run("ps:2,workers:3", f"steps = {STEPS}", "digits/Task.workers = 2").start()
+    run.wait_for_steps(20)
+    for _ in range(2):
+        run.kill("worker_1")
+        run.wait_for(lambda: run.worker("1") == "lost", "loss of worker 1")
+        run.wait_for(lambda: run.worker("1") == "working", "return of worker 1")
+    run.kill("worker_0")
+    run.kill("worker_1")
+    code, said = run.finish()
+    assert code == 0, said
+    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]})
+    assert 1 <= result["interrupted_steps"]["digits"] <= 4
+    assert said.count("started again") == 0 and said.count("worker 1 ended (SIGKILL); starting it again") == 3
+    assert "worker 1 of digits is lost; its group goes on with 0" in said
+    assert "worker 1 is back" in said
+    assert run.left_behind() == []
+
+
+def test_a_server_is_killed(cluster_run):
+    """The coordinator saves nothing broken, waits, goes back to the newest checkpoint and says how much that costs."""
+    run = cluster_run("ps:2,workers:2", f"steps = {STEPS}", "train.checkpoint_every = 120").start()
+    run.wait_for(lambda: list(run.folder.glob("checkpoints/step_*")), "checkpoint")
+    run.wait_for_steps(int(sorted(run.folder.glob("checkpoints/step_*"))[-1].stem[5:]) + 20)
+    coordinator = run.read("status.json")["pid"]
+    run.kill("ps_1")
+    code, said = run.finish()
+    assert code == 0, said
+    assert "a parameter server is lost" in said and "going back to the newest checkpoint" in said
+    assert "steps since that checkpoint are lost and taken again: digits " in said
+    assert run.read("status.json")["pid"] == coordinator  # the same process, begun anew
+    check_counts(run, {"digits": ["0"], "parity": ["1"]}, resumed=True)
+    assert run.left_behind() == []
+
+
+def test_the_coordinator_is_killed_during_a_checkpoint(cluster_run):
+    """What was half written does not count; the same command goes on. Then SIGTERM, and once more."""
+    run = cluster_run("ps:1,workers:2", f"steps = {STEPS}", "train.checkpoint_every = 50").start()
+    run.wait_for_steps(40)
+    run.wait_for(lambda: list(run.folder.glob("checkpoints/.step_*.partial")), "checkpoint being written")
+    os.kill(run.read("status.json")["pid"], signal.SIGKILL)
+    code, said = run.finish()
+    assert code == 75 and "the coordinator is lost (SIGKILL)" in said.strip().splitlines()[-1], said
+    assert run.left_behind() == []
+    for path in run.folder.glob("checkpoints/step_*"):
+        artifact.read(path, "k4p1-checkpoint", 1)  # whole, by its content hash
+
+    before = run.steps()
+    run.start()
+    run.wait_for_steps(before + 30)
+    run.process.send_signal(signal.SIGTERM)
+    code, said = run.finish()
+    assert code == 75 and "asked to stop (SIGTERM); saved at step" in said.strip().splitlines()[-1], said
+    assert "going on from the checkpoint" in said
+    assert run.left_behind() == []
+
+    code, said = run.start().finish()
+    assert code == 0, said
+    check_counts(run, {"digits": ["0"], "parity": ["1"]}, resumed=True)
+    assert run.left_behind() == []
