@@ -2,9 +2,9 @@
 
     python benchmarks/chaos.py [--kills 20] [--steps 300] [--folder runs/chaos]
 
-Four tasks on embedded digits, one parameter server, four workers, all processes on this machine. SIGKILL goes to one worker after
-the other, evenly spread over the steps of the run, chosen at random (seed 0). Prints what became of every task; the last line is
-one JSON object.
+Four tasks on embedded digits, one parameter server, four workers, all processes on this machine. SIGKILL goes to one worker
+after the other, evenly spread over the steps of the run, chosen at random (seed 0). The last line is one JSON object: what
+became of every task.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/cluster.py [--rounds 5] [--steps 60]
 
-One parameter server and two workers, all processes here; random weights and images: speed does not depend on them. Every side's
-steps are given out by the same coordinator. The last line is one JSON object:
+One parameter server and two workers, all processes here; random weights and images: speed does not depend on them. Every
+side's steps are given out by the same coordinator. The last line is one JSON object:
 
-* `packed_over_plain`: steps/s with packed vectors over steps/s with one server variable per Keras variable and Keras' optimizer;
+* `packed_over_plain`: steps/s with packed vectors over those with a server variable per Keras variable and Keras' optimizer;
 * `packed_over_local`: the same over the one-process engine on the same cores;
 * `resident_over_read`: steps/s with 32 MB of frozen weights kept by the workers, over reading them at every step;
 * `steps_16_tasks_over_2`: steps/s of two workers that serve eight tasks each, over one each; tracing left out;

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import gin
 import k4p1
-from k4p1 import artifact, backbones, cli, config
+from k4p1 import artifact, backbones, cli, gin_files
 
 ROOT = pathlib.Path(k4p1.__file__).parents[1]
 
@@ -89,13 +89,18 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("name", "flags"),
         {
-            "train": ("--gin_file", "--gin_bindings", "--model_dir", "--[no]dry_run", "--[no]resume", "--debug"),
+            "train": ("--gin_file", "--gin_bindings", "--model_dir", "--[no]dry_run", "--local_cluster", "--slurm"),
             "finetune": ("--gin_file", "--gin_bindings", "--model_dir", "--[no]dry_run", "--[no]resume", "--debug"),
             "evaluate": ("--model_dir", "--task", "--split"),
             "predict": ("--model_dir", "--task", "--top"),
             "export": ("--model_dir", "--task", "--export_dir"),
             "inspect": ("PATH",),
             "configs": ("usage: k4p1 configs",),
+            "status": ("MODEL_DIR",),
+            "work": ("--gin_file", "--model_dir"),
+            "serve_parameters": ("--gin_file", "--model_dir"),
+            "server": ("--gin_file", "--model_dir"),
+            "manifest": ("--image", "--ps", "--workers", "--gpus", "--claim"),
         }.items(),
     )
     def test_every_command_shows_its_flags(self, name, flags, capsys):
@@ -109,7 +114,7 @@ class TestHelp:
         assert cli.main(["--version"]) == 0
         assert capsys.readouterr().out == f"k4p1 {k4p1.__version__}\n"
 
-    @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["trian"]])
+    @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["trian"], ["status", "nowhere"]])
     def test_needs_no_tensorflow(self, arguments):
         script = (
             f"import sys; from k4p1 import cli; cli.main({arguments!r}); "
@@ -121,7 +126,7 @@ class TestHelp:
     def test_configs_lists_every_shipped_file(self, capsys):
         assert cli.main(["configs"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == list(config.shipped())
+        assert [line.split()[0] for line in lines] == list(gin_files.shipped())
 
 
 class TestUsage:
@@ -168,7 +173,7 @@ class TestUsage:
         def fail():
             raise error
 
-        monkeypatch.setattr(config, "shipped", fail)
+        monkeypatch.setattr(gin_files, "shipped", fail)
         assert cli.main(["configs"]) == code
         assert capsys.readouterr().err == f"{line}\n"
 

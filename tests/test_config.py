@@ -3,7 +3,7 @@
 import pytest
 
 import gin
-from k4p1 import config, errors
+from k4p1 import config, errors, gin_files
 
 NEEDED = {"finetune": ["data = 'embedded/digits'"]}
 """Bindings without which a shipped file cannot be read."""
@@ -21,31 +21,31 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["quickstart", "quickstart.gin"])
     def test_a_short_name_is_found_from_anywhere(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert config.find(name) == config.config_folder() / "quickstart.gin"
+        assert gin_files.find(name) == gin_files.folder() / "quickstart.gin"
 
     def test_a_file_of_the_user_comes_first(self, tmp_path, monkeypatch):
         (tmp_path / "mine.gin").write_text("steps = 3\n")
         monkeypatch.chdir(tmp_path)
-        assert config.find("mine.gin").samefile(tmp_path / "mine.gin")
-        assert config.find(str(tmp_path / "mine.gin")).samefile(tmp_path / "mine.gin")
+        assert gin_files.find("mine.gin").samefile(tmp_path / "mine.gin")
+        assert gin_files.find(str(tmp_path / "mine.gin")).samefile(tmp_path / "mine.gin")
 
     def test_an_unknown_name_shows_the_nearest(self):
         with pytest.raises(errors.ConfigError, match="unknown gin file 'quickstat'; did you mean 'quickstart'"):
-            config.find("quickstat")
+            gin_files.find("quickstat")
 
     def test_every_shipped_file_says_what_it_is(self):
-        shipped = config.shipped()
+        shipped = gin_files.shipped()
         assert set(shipped) >= {"quickstart", "finetune", "k4p1_table4", "k4p1_table5"}
         for name, summary in shipped.items():
-            text = (config.config_folder() / f"{name}.gin").read_text()
+            text = (gin_files.folder() / f"{name}.gin").read_text()
             assert len(summary) > 20, name
             for word in ("Stands for:", "Deviates:", "Usually overridden:"):
                 assert word in text, f"{name}: {word}"
 
     def test_no_python_lies_beside_the_gin_files(self):
-        assert not list(config.config_folder().glob("**/*.py"))
+        assert not list(gin_files.folder().glob("**/*.py"))
 
-    @pytest.mark.parametrize("name", config.shipped())
+    @pytest.mark.parametrize("name", gin_files.shipped())
     def test_every_shipped_file_can_be_read(self, name):
         text = config.load([name], NEEDED.get(name, ()))
         assert "seed = 0" in text

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 import gin
-from k4p1 import backbones, cli, config
+from k4p1 import backbones, cli, gin_files
 
 
 def two_layers():
@@ -49,7 +49,7 @@ def clean_gin():
     gin.clear_config()
 
 
-@pytest.mark.parametrize("name", config.shipped())
+@pytest.mark.parametrize("name", gin_files.shipped())
 def test_takes_a_step_a_task_and_reads_every_binding(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bindings = [part for binding in SMALLER[name] for part in ("--gin_bindings", binding)]

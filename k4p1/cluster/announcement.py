@@ -1,4 +1,4 @@
-"""What the coordinator writes into `run.json` before it waits for its cluster, and what servers and workers compare with it."""
+"""What the coordinator says of its run in `run.json` before it waits for its cluster, and servers and workers compare."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ def is_announced(model_dir: pathlib.Path) -> bool:
     """
     if not model_dir.is_dir():
         raise errors.ConfigError(
-            f"model_dir {model_dir} is not there; workers and servers need the folder of their coordinator: mount it, or make it"
+            f"model_dir {model_dir} is not there; workers and servers need the folder of their coordinator: mount or make it"
         )
     return (model_dir / RUN_FILE).is_file()
 
@@ -53,8 +53,8 @@ def compare(model_dir: pathlib.Path, gin_hash: str) -> None:
     theirs = record.get("gin_hash", "")
     if gin_hash and theirs and gin_hash != theirs:
         raise errors.ConfigError(
-            f"the run in {model_dir} has another configuration (hash {theirs[:12]}, here {gin_hash[:12]}); give this process the "
-            "--gin_file and --gin_bindings of its coordinator"
+            f"the run in {model_dir} has another configuration (hash {theirs[:12]}, here {gin_hash[:12]}); give this "
+            "process the --gin_file and --gin_bindings of its coordinator"
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from k4p1 import errors
 from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
+from k4p1.experiments import run_lock
 
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 5.0
@@ -157,9 +158,11 @@ def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers:
       servers, workers: how many.
 
     Raises:
+      ConfigError: another coordinator is at work in the folder.
       ClusterError: the coordinator was killed or crashed, or a server or worker cannot run.
     """
     model_dir = model_dir.absolute()
+    run_lock.check_free(model_dir)
     shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
     caught: list[int] = []
     with LocalCluster(servers, workers, model_dir, shared) as cluster:

@@ -15,8 +15,8 @@ def end_with_parent(gently: bool) -> None:
     """Watches the process that `K4P1_PARENT` names; without the variable nothing happens.
 
     Args:
-      gently: first ask this process to stop (SIGTERM), so that it can save; end it after a minute. Otherwise it ends after ten
-        seconds, in which such a process can still read its vectors.
+      gently: first ask this process to stop (SIGTERM), so that it can save; end it after a minute. Otherwise it ends after
+        ten seconds, in which such a process can still read its vectors.
     """
     parent = os.environ.get(VARIABLE)
     if parent is None:

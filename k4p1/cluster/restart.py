@@ -10,7 +10,7 @@ _MOST = 20
 
 
 def start_again(error: errors.ServerLostError) -> None:
-    """Replaces this process by one with the same command line: it waits for the servers and goes on from the newest checkpoint.
+    """Replaces this process by one with the same command line, which waits for the servers and resumes the run.
 
     TensorFlow's connection to a lost server cannot be mended within a process. Number and environment of the process stay.
 

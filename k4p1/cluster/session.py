@@ -79,7 +79,7 @@ def wait_for(spec: ClusterSpec, wait_s: float) -> None:
         waited = time.monotonic() - start
         if waited > wait_s:
             raise errors.ClusterError(
-                f"nobody answers at {_names(missing)} after {waited:.0f} s; start it, or mend the address, then run this again"
+                f"nobody answers at {_names(missing)} after {waited:.0f} s; start it or mend the address, then try again"
             )
         if not told and waited > _SILENT_SECONDS:
             told = True

@@ -134,8 +134,8 @@ def on_this_machine(servers: int, workers: int) -> ClusterSpec:
 def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
     """The cluster of a Slurm job step: the first task is the coordinator, the next `servers` serve, all others work.
 
-    `tf.distribute.cluster_resolver.SlurmClusterResolver` reads the step's variables. Processes of one node take ports from `port` on.
-    With GPUs (`SLURM_GPUS_ON_NODE`) the tasks of a node share them evenly.
+    `tf.distribute.cluster_resolver.SlurmClusterResolver` reads the step's variables. Processes of one node take ports from
+    `port` on. With GPUs (`SLURM_GPUS_ON_NODE`) the tasks of a node share them evenly.
 
     Raises:
       ConfigError: not within a job step, or too few tasks.
@@ -157,9 +157,7 @@ def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
         if gpus:
             resolver = slurm_resolver(jobs, port_base=port, gpus_per_node=gpus)
         else:  # the resolver divides by the number of GPUs a task: pretend one each, and leave devices alone
-            resolver = slurm_resolver(
-                jobs, port_base=port, gpus_per_node=int(tasks), gpus_per_task=1, auto_set_gpu=False
-            )
+            resolver = slurm_resolver(jobs, port_base=port, gpus_per_node=int(tasks), gpus_per_task=1, auto_set_gpu=False)
         found = resolver.cluster_spec().as_dict()
     except (RuntimeError, ValueError, KeyError) as e:
         raise errors.ConfigError(f"Slurm: {str(e).splitlines()[0]}") from e

@@ -13,8 +13,8 @@ from k4p1.engine.store import Store
 class ServerStore(Store):
     """A store whose vectors are cut into one shard a server; updates run there, fused and locked.
 
-    Fixed vectors, the frozen weights of the backbone, do not travel at every step: each worker keeps a copy on the device that
-    computes, which it takes from the servers in its first step and again after it was started anew.
+    Fixed vectors, the frozen weights of the backbone, do not travel at every step: each worker keeps a copy on the device
+    that computes, which it takes from the servers in its first step and again after it was started anew.
 
     Args:
       groups, optimization, steps, loss_scaled: see `Store`.
@@ -70,7 +70,7 @@ class ServerStore(Store):
             pulse.numpy()
 
     def step_bytes(self, task: str) -> int:
-        """Bytes of the vectors that one step of a task reads and writes: weights and statistics there, gradients and changes back."""
+        """Bytes of the vectors that a step of a task reads (weights, statistics) and writes (gradients, changes)."""
         groups = [group for group in self.groups.values() if task in group.users]
         resident = FIXED if self._resident else None
         return sum(4 * group.packing.size * (1 if group.role == FIXED else 2) for group in groups if group.role != resident)

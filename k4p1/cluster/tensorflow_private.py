@@ -1,10 +1,10 @@
 """All that k4p1 uses of TensorFlow's private modules: a coordinator whose workers ask for their next step.
 
-`tf.distribute.coordinator.ClusterCoordinator` has one queue from which any worker takes any function. Here every worker asks a
-`Dispatcher` what to do next, so that a task's steps run on its worker group alone, nothing waits in a queue, and
-assignments may change at any moment. Everything else (datasets on workers, detecting and recovering lost workers) is TensorFlow's.
+`tf.distribute.coordinator.ClusterCoordinator` has one queue from which any worker takes any function. Here every worker asks
+a `Dispatcher` what to do next, so that a task's steps run on its worker group alone, nothing waits in a queue, and
+assignments may change at any moment. All else (datasets on workers, detecting and recovering lost workers) is TensorFlow's.
 
-`tests/cluster/test_tensorflow_private.py` checks every private name used here; `setup.py` pins the TensorFlow versions.
+`tests/cluster/test_tensorflow_private.py` checks every private name used here; `setup.py` pins TensorFlow's versions.
 """
 
 from typing import Any, Protocol

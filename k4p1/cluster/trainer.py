@@ -231,7 +231,7 @@ class ClusterTrainer:
 
     def _pipeline_of(self, task: str, batches: Any) -> Any:
         def pipeline() -> tf.data.Dataset:
-            """Starts at the ticket of the moment, so that a worker that was started anew does not see its first batches again."""
+            """Starts at the ticket of the moment: a worker that was started anew does not see its first batches again."""
             worker = tf.distribute.coordinator.experimental_get_current_worker_index()
             return batches(self._store.ticket(task), worker)
 
@@ -321,10 +321,10 @@ class ClusterTrainer:
         for task in overdue:
             borrowed = self._groups.borrow(task) if self._policy.borrow_workers else None
             if borrowed is None:
-                saved = self._save() if self._books.saves else 0
+                saved = f"saved at step {self._save()}" if self._books.saves else "nothing was saved (no model_dir)"
                 raise errors.ClusterError(
-                    f"task '{task}' has had no live worker for {self._policy.group_timeout_s:g} s; saved at step {saved}: bring "
-                    "its workers back and start again, or set borrow_workers = True"
+                    f"task '{task}' has had no live worker for {self._policy.group_timeout_s:g} s; {saved}; bring its "
+                    "workers back and start again, or set borrow_workers = True"
                 )
             self._reporter.message(f"task '{task}' borrows worker {borrowed}")
 
@@ -362,7 +362,7 @@ def _explained(error: Exception) -> errors.K4p1Error:
     damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
     if task is not None and damaged and not is_server_failure(error) and "context" not in str(error):
         try:
-            with data_errors(f"{task}' on worker '{worker}"):
+            with data_errors(task, worker):
                 raise error
         except errors.DataError as e:
             return e

@@ -39,8 +39,8 @@ def assign(wishes: Mapping[str, Wish], workers: int, share_workers: bool = False
     if least > workers:
         reason = f"name {sum(named.values())} workers for {len(named)} of them and " if named else ""
         raise errors.ConfigError(
-            f"{len(tasks)} tasks {reason}need at least {least} workers, the cluster has {workers}; add workers, name fewer, or "
-            "set share_workers = True"
+            f"{len(tasks)} tasks {reason}need at least {least} workers, the cluster has {workers}; add workers, name fewer, "
+            "or set share_workers = True"
         )
     counts = dict(named)
     others = [task for task in tasks if task not in named]

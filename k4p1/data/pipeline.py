@@ -90,13 +90,12 @@ class Pipeline:
             return tf.data.Dataset.zip(tf.data.Dataset.range(number * count, (number + 1) * count), shuffled).skip(skipped)
 
         stream = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch)
+        own = worker * _WORKER_POSITIONS
         if decoded is None:
-            stream = _interleaved(
-                stream, lambda position, example: self._to_pixels(position + worker * _WORKER_POSITIONS, example, before)
-            )
+            stream = _interleaved(stream, lambda position, example: self._to_pixels(position + own, example, before))
         if after:
             stream = stream.map(
-                lambda position, example: (position, self._augment(example, position + worker * _WORKER_POSITIONS, after)),
+                lambda position, example: (position, self._augment(example, position + own, after)),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )

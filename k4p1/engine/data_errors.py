@@ -9,14 +9,15 @@ from k4p1 import errors
 
 
 @contextlib.contextmanager
-def data_errors(task: str) -> Iterator[None]:
-    """Within it, what TensorFlow raises while batches are read and used becomes a `DataError` that names the task."""
+def data_errors(task: str, worker: int | None = None) -> Iterator[None]:
+    """Within it, what TensorFlow raises while batches are read and used becomes a `DataError` that names task and worker."""
+    where = f"task '{task}'" + ("" if worker is None else f" on worker {worker}")
     try:
         yield
     except tf.errors.InvalidArgumentError as e:
-        raise errors.DataError(f"task '{task}': {_message(str(e))}") from e
+        raise errors.DataError(f"{where}: {_message(str(e))}") from e
     except tf.errors.DataLossError as e:
-        raise errors.DataError(f"task '{task}': its data is damaged ({str(e).splitlines()[0][:160]})") from e
+        raise errors.DataError(f"{where}: its data is damaged ({str(e).splitlines()[0][:160]})") from e
 
 
 def _message(text: str) -> str:

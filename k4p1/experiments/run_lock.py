@@ -41,3 +41,10 @@ def run_lock(folder: pathlib.Path) -> Iterator[None]:
         handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         handle.flush()
         yield
+
+
+def check_free(folder: pathlib.Path) -> None:
+    """Raises what `run_lock` would raise."""
+    if (folder / NAME).is_file():
+        with run_lock(folder):
+            pass

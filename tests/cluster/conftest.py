@@ -53,9 +53,9 @@ class ClusterRun:
     def steps(self):
         return sum(task.get("done", 0) for task in self.read("status.json").get("tasks", {}).values())
 
-    def worker(self, index):
-        """The state of a worker, as the run last said."""
-        return self.read("status.json").get("workers", {}).get(index, {}).get("state")
+    def events(self):
+        """What the run last told, a line each."""
+        return [event["text"] for event in self.read("status.json").get("events", [])]
 
     def wait_for(self, condition, what):
         while not condition():

@@ -356,13 +356,44 @@ def bad_worker(session, cluster):
     return found
 
 
+def borrowing(session, cluster):
+    """Worker 1 is killed: its task borrows worker 0, or, where that is not allowed, the run stops."""
+    found = {}
+    for label, borrow in (("borrow", True), ("stop", False)):
+        models, groups, optimization = small_tasks(["a", "b"])
+        tasks = training_tasks(models, groups, optimization, 400)
+        policy = WorkerPolicy(borrow_workers=borrow, group_timeout_s=0.3)
+        trainer, store = trainer_of(session, tasks, groups, optimization, policy=policy)
+        process = cluster.process("worker", 1)
+        killer = threading.Thread(target=lambda t=trainer, p=process: _kill_after(t, p, 60))
+        killer.start()
+        try:
+            trainer.run()
+            found[label] = {task: sorted(counts) for task, counts in trainer.accounts.steps.items()}
+            found["done"] = store.done()
+            found["missing"] = trainer.accounts.missing
+            found["interrupted"] = dict(trainer.accounts.interrupted)
+        except errors.ClusterError as e:
+            found[label] = str(e)
+        killer.join()
+        while cluster.process("worker", 1) is None:
+            time.sleep(0.1)
+    return found
+
+
+def _kill_after(trainer, process, steps):
+    while sum(sum(counts.values()) for counts in trainer.accounts.steps.values()) < steps:
+        time.sleep(0.005)
+    process.kill()
+
+
 def _refused(batch):
     message = ["task data: label out of range; got:", batch["label"]]
     with tf.control_dependencies([tf.debugging.Assert(tf.reduce_sum(batch["label"]) < 0, message)]):
         return {**batch, "weight": tf.identity(batch["weight"])}
 
 
-EXPERIMENTS = (optimizers, tickets, one_worker, groups_of_workers, devices, frozen_weights, bad_worker, pipelines)
+EXPERIMENTS = (optimizers, tickets, one_worker, groups_of_workers, devices, frozen_weights, bad_worker, pipelines, borrowing)
 
 
 def main():

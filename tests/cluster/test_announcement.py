@@ -9,7 +9,7 @@ import pytest
 
 import k4p1
 from k4p1 import errors
-from k4p1.cluster import announcement
+from k4p1.cluster import announcement, local
 from k4p1.experiments.run_lock import run_lock
 
 
@@ -74,6 +74,9 @@ def test_two_coordinators(tmp_path):
             run_lock(tmp_path / "m"),
         ):
             pass
+        with pytest.raises(errors.ConfigError, match="in use by a coordinator"):
+            local.launch("train", [], tmp_path / "m", 1, 1)  # refused before anything is started
+        assert not (tmp_path / "m" / "logs").exists()
     finally:
         first.kill()  # however it ends, the lock is free again
         first.join()

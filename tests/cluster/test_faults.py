@@ -12,40 +12,39 @@ pytestmark = pytest.mark.timeout(480)
 STEPS = 400
 
 
-def check_counts(run, groups, resumed=False):
+def check_counts(run, groups, resumed=False, steps=STEPS):
     """Counters at their targets, steps by the right workers, at most one update missing an interrupted step."""
     result = run.read("result.json")["cluster"]
     tasks = run.read("status.json")["tasks"]
-    assert {task: values["done"] for task, values in tasks.items()} == dict.fromkeys(groups, STEPS)
+    assert {task: values["done"] for task, values in tasks.items()} == dict.fromkeys(groups, steps)
     interrupted = result["interrupted_steps"]
     for task, workers in groups.items():
         counts = result["steps_by_worker"][task]
         assert set(counts) <= set(workers), task
         if not resumed:
-            assert STEPS - interrupted.get(task, 0) <= sum(counts.values()) <= STEPS
+            assert steps - interrupted.get(task, 0) <= sum(counts.values()) <= steps
             assert 0 <= result["missing_updates"][task] <= interrupted.get(task, 0)
     if not resumed:
         assert 0 <= result["missing_updates"]["shared"] <= sum(interrupted.values())
     newest = sorted(run.folder.glob("checkpoints/step_*"))[-1]
-    assert newest.name == f"step_{STEPS * len(groups):08d}.safetensors"
+    assert newest.name == f"step_{steps * len(groups):08d}.safetensors"
     return result
 
 
 def test_workers_are_killed(cluster_run):
     """One in the middle of a step, the same one again, then all of a group."""
-    run = cluster_run("ps:2,workers:3", f"steps = {STEPS}", "digits/Task.workers = 2").start()
+    run = cluster_run("ps:2,workers:3", "steps = 1000", "digits/Task.workers = 2").start()
     run.wait_for_steps(20)
-    for _ in range(2):
+    for times in (1, 2):
         run.kill("worker_1")
-        run.wait_for(lambda: run.worker("1") == "lost", "loss of worker 1")
-        run.wait_for(lambda: run.worker("1") == "working", "return of worker 1")
+        run.wait_for(lambda times=times: run.events().count("worker 1 is back") == times, "return of worker 1")
     run.kill("worker_0")
     run.kill("worker_1")
     code, said = run.finish()
     assert code == 0, said
-    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]})
+    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]}, steps=1000)
     assert 1 <= result["interrupted_steps"]["digits"] <= 4
-    assert said.count("started again") == 0 and said.count("worker 1 ended (SIGKILL); starting it again") == 3
+    assert said.count("worker 1 ended (SIGKILL); starting it again") == 3
     assert "worker 1 of digits is lost; its group goes on with 0" in said
     assert "worker 1 is back" in said
     assert run.left_behind() == []

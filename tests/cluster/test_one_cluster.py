@@ -93,9 +93,7 @@ def test_task_and_worker_of_bad_values_are_named(experiment):
         experiment["nan"].startswith("DivergedError: task 'b', step ")
         and "on worker 1: the loss is nan" in experiment["nan"]
     )
-    assert (
-        experiment["data"].startswith("DataError: task 'b' on worker '1': ") and "label out of range" in experiment["data"]
-    )
+    assert experiment["data"].startswith("DataError: task 'b' on worker 1: ") and "label out of range" in experiment["data"]
 
 
 @pytest.mark.parametrize("experiment", ["pipelines"], indirect=True)
@@ -105,3 +103,12 @@ def test_workers_draw_different_batches_and_do_not_replay_them(experiment):
     assert experiment["repeated"] == [0, 0]
     assert min(experiment["steps"]) > 20 and experiment["after_the_kill"] > 0
     assert experiment["first_of_local"]  # the first worker draws what one machine draws
+
+
+@pytest.mark.parametrize("experiment", ["borrowing"], indirect=True)
+def test_a_task_without_workers_borrows_one_or_stops_the_run(experiment):
+    assert experiment["borrow"]["a"] == [0] and 0 in experiment["borrow"]["b"]
+    assert experiment["done"] == {"a": 400, "b": 400}
+    assert experiment["interrupted"].get("b", 0) <= 1
+    assert max(experiment["missing"].values()) <= sum(experiment["interrupted"].values())
+    assert "task 'b' has had no live worker for 0.3 s" in experiment["stop"] and "borrow_workers" in experiment["stop"]

@@ -1,4 +1,4 @@
-"""A contract: every private name of TensorFlow that `k4p1.cluster.tensorflow_private` uses is there and has the shape it had.
+"""A contract: every private name of TensorFlow that `k4p1.cluster.tensorflow_private` uses is there, in its known shape.
 
 When one of these fails after an update of TensorFlow, that file is the only one to mend.
 """
