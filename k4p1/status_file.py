@@ -19,12 +19,11 @@ _EVENTS = 20
 class StatusFile:
     """The state of a run in its folder, written at most every two seconds and at every change of state.
 
-    Args:
-      folder: the model directory; None writes nothing.
+    Nothing is written before `begin`: a run that is refused leaves the status of the one before it as it is.
     """
 
-    def __init__(self, folder: pathlib.Path | None):
-        self._path = None if folder is None else folder / NAME
+    def __init__(self):
+        self._path: pathlib.Path | None = None
         self._status: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -37,6 +36,10 @@ class StatusFile:
         }
         self._written = 0.0
         self._lock = threading.RLock()
+
+    def begin(self, folder: pathlib.Path) -> None:
+        """From here on the status goes into this model directory."""
+        self._path = folder / NAME
 
     def update(self, state: str | None = None, **parts: Any) -> None:
         """Changes the state, or parts of it: `tasks`, `workers` and `owners` (of parameters) by name."""
@@ -65,7 +68,7 @@ class StatusFile:
             self._write()
 
     def _write(self) -> None:
-        if self._path is not None and self._path.parent.is_dir():
+        if self._path is not None:
             self._written = time.monotonic()
             artifact.write_json(self._path, {**self._status, "time": time.time()})
 

@@ -35,7 +35,9 @@ def test_gin_files_are_found_by_short_name_from_anywhere(tmp_path, how):
     source = [str(checkout)] if how == "installed" else ["--editable", str(checkout)]
     done = run(python, "-m", "pip", "install", *quietly, *source)
     assert done.returncode == 0, done.stderr
-    snippet = "import k4p1, k4p1.config as c; print(k4p1.__file__); print(*sorted(c.shipped())); print(c.find('quickstart'))"
+    snippet = (
+        "import k4p1, k4p1.gin_files as c; print(k4p1.__file__); print(*sorted(c.shipped())); print(c.find('quickstart'))"
+    )
     found = run(python, "-c", snippet, cwd=elsewhere, env={"PATH": "/usr/bin:/bin"})
     assert found.returncode == 0, found.stderr
     where, names, path = found.stdout.splitlines()

@@ -89,6 +89,5 @@ class Cluster:
             reporter,
             checkpoints,
             paced=any(group.role == TRAINED and len(group.users) > 1 for group in groups),
-            known_steps=self.known_steps,
             **how,
         )

@@ -158,11 +158,11 @@ def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers:
       servers, workers: how many.
 
     Raises:
-      ConfigError: another coordinator is at work in the folder.
+      ConfigError: the folder holds something else, or another coordinator is at work in it.
       ClusterError: the coordinator was killed or crashed, or a server or worker cannot run.
     """
     model_dir = model_dir.absolute()
-    run_lock.check_free(model_dir)
+    run_lock.check_usable(model_dir)
     shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
     caught: list[int] = []
     with LocalCluster(servers, workers, model_dir, shared) as cluster:

@@ -45,7 +45,7 @@ class Reporter:
         self._speeds: dict[str, _Speed] = {}
         self._staleness: dict[str, _Staleness] = {}
         self._last_line = time.monotonic()
-        self.status = status or StatusFile(None)
+        self.status = status or StatusFile()
         self._progress = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),

@@ -8,19 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import k4p1
-from k4p1 import artifact, content_hash, errors, status_file
+from k4p1 import artifact, content_hash, errors
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.cluster import announcement
 from k4p1.data.source import Source
-from k4p1.experiments import run_lock
 from k4p1.export import patch_file
 from k4p1.patches.apply import PatchedModel
 from k4p1.tasks.task import Task
 
 _PLAIN_FIELDS = [f.name for f in dataclasses.fields(Task) if f.name != "schedule"]
-_BEFORE_A_RUN = {"logs", announcement.RUN_FILE, run_lock.NAME, status_file.NAME}
-"""What may lie in a folder in which no run has begun."""
 
 
 class ModelDir:
@@ -60,14 +57,11 @@ class ModelDir:
         """
         run = content_hash.digest({}, json.loads(json.dumps(description)))
         before = self._read_json(self._run) if self._run.is_file() else {}
-        if "config" in before:
-            if before.get("config_hash") != run and resume:
-                raise errors.ConfigError(
-                    f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
-                    "give another --model_dir, or --noresume to start anew here"
-                )
-        elif self.root.is_dir() and any(path.name not in _BEFORE_A_RUN for path in self.root.iterdir()):
-            raise errors.ConfigError(f"{self.root} is not empty and holds no run of k4p1; give a new or empty --model_dir")
+        if "config" in before and before.get("config_hash") != run and resume:
+            raise errors.ConfigError(
+                f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
+                "give another --model_dir, or --noresume to start anew here"
+            )
         if not resume and self.checkpoints.is_dir():
             aside = self.root / f"checkpoints.{int(time.time())}"
             self.checkpoints.rename(aside)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from k4p1.backbones.backbone import Backbone
-from k4p1.experiments.run import RunResult, RunSettings, run
+from k4p1.experiments.run import RunResult, run
+from k4p1.experiments.settings import RunSettings
 from k4p1.tasks.task import Task
 
 
@@ -13,7 +14,7 @@ def train(*, backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task],
     Args:
       backbone: or a function that makes it.
       tasks: with distinct names; each owns what its patch spec says and shares the rest.
-      **settings: fields of `k4p1.experiments.run.RunSettings`, such as `steps`, `model_dir`, `optimization`.
+      **settings: fields of `k4p1.experiments.settings.RunSettings`, such as `steps`, `model_dir`, `optimization`.
 
     Returns:
       Result, task models and backbone; on disk, `model_dir` with backbone, patch files and `result.json`.

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from k4p1 import artifact, errors, status_file
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.cluster import spec as cluster_spec
-from k4p1.cluster.policy import WorkerPolicy
 from k4p1.engine.bookkeeping import TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.evaluation import Evaluator
@@ -27,7 +25,8 @@ from k4p1.engine.store import Store
 from k4p1.engine.training import Trainer
 from k4p1.experiments import tables
 from k4p1.experiments.model_dir import ModelDir, plain_task
-from k4p1.experiments.run_lock import run_lock
+from k4p1.experiments.run_lock import check_usable, run_lock
+from k4p1.experiments.settings import RunSettings
 from k4p1.export import patch_file
 from k4p1.patches.apply import PRIVATE, SHARED, PatchedModel, head_is_shared
 from k4p1.patches.patched_layer import FIXED, TRAINED
@@ -39,8 +38,6 @@ from k4p1.tasks.task import Task
 if TYPE_CHECKING:
     from k4p1.cluster.connection import Cluster
     from k4p1.cluster.trainer import ClusterTrainer
-
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,79 +55,6 @@ class RunResult:
     backbone: Backbone
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How a run goes; what `train` and `finetune` have in common.
-
-    Attributes:
-      steps: step target of a task of weight 1 that names neither steps nor epochs.
-      optimization: optimizer, learning rate, schedule.
-      seed: of everything random.
-      evaluate_every: steps of all tasks together between evaluations; None: ten in a run.
-      checkpoint_every: steps of all tasks together between checkpoints; None: ten in a run.
-      keep_checkpoints: how many of the newest stay.
-      recalibration_batches: training batches for the population statistics of batch normalisation.
-      precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
-      cache_features: compute features once where only the head trains; None: where that is possible.
-      refit: after selection, train again on train and validation together, for the number of steps that was best.
-      jit_compile: compile steps with XLA; not for a CPU, where it slows convolutions down.
-      model_dir: where everything is written; None: nowhere.
-      resume: go on from the newest checkpoint in model_dir.
-      dry_run: build everything, print the parameter table, take one step a task, write nothing.
-      quiet: show no progress.
-      share_workers, reassign_workers, borrow_workers, group_timeout_s, max_lead, wait_s: on a cluster; see
-        `k4p1.cluster.policy.WorkerPolicy`.
-      gin_hash: of the configuration files, which servers and workers compare with theirs.
-      texts: further files for model_dir, by name; called once everything is built.
-    """
-
-    steps: int | None = None
-    optimization: Optimization | None = None
-    seed: int = 0
-    evaluate_every: int | None = None
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 3
-    recalibration_batches: int = 50
-    precision: str = "float32"
-    cache_features: bool | None = None
-    refit: bool = False
-    jit_compile: bool = False
-    model_dir: str | pathlib.Path | None = None
-    resume: bool = True
-    dry_run: bool = False
-    quiet: bool = False
-    share_workers: bool = False
-    reassign_workers: bool = False
-    borrow_workers: bool = False
-    group_timeout_s: float = 300.0
-    max_lead: float = 0.05
-    wait_s: float = 600.0
-    gin_hash: str = ""
-    texts: Callable[[], Mapping[str, str]] = dict
-
-    @classmethod
-    def of(cls, function: str, **settings: Any) -> "RunSettings":
-        """Settings given to a run function; an unknown one is refused with the nearest name."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in settings:
-            if name not in known:
-                raise errors.ConfigError(errors.unknown(f"setting of {function}", name, known))
-        return cls(**settings)
-
-    def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
-        for name in ("evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise errors.ConfigError(f"{name}={value}: wanted a positive number")
-        self.worker_policy()
-
-    def worker_policy(self) -> WorkerPolicy:
-        """What is said of workers."""
-        return WorkerPolicy(**{field.name: getattr(self, field.name) for field in dataclasses.fields(WorkerPolicy)})
-
-
 def run(
     backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings
 ) -> RunResult:
@@ -146,16 +70,28 @@ def run(
     if settings.dry_run:
         return _dry_run(backbone, tasks, shared_trained, settings)
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
+    spec = cluster_spec.from_environment()
+    status = StatusFile()
     with contextlib.ExitStack() as held:
-        if folder is not None:
-            held.enter_context(run_lock(folder.root))
-        status = StatusFile(folder.root if folder else None)
-        before = status_file.read(folder.root) if folder else {}
-        known_steps = {task: values.get("done", 0) for task, values in before.get("tasks", {}).items()}
+
+        def hold() -> None:
+            """The folder is this run's from here on."""
+            if folder is not None:
+                check_usable(folder.root)
+                held.enter_context(run_lock(folder.root))
+
         try:
             # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
-            cluster = _cluster(backbone, tasks, folder, settings, known_steps)
-            result = _run(backbone, tasks, shared_trained, settings, folder, status, cluster)
+            cluster = None
+            if spec is not None:
+                goes_on = folder is not None and settings.resume
+                before = status_file.read(folder.root).get("tasks", {}) if goes_on else {}
+                known_steps = {task: values.get("done", 0) for task, values in before.items()}
+                hold()
+                if folder is not None:
+                    status.begin(folder.root)
+                cluster = _connect(spec, backbone, tasks, folder, settings, known_steps)
+            result = _run(backbone, tasks, shared_trained, settings, folder, status, cluster, hold)
         except (errors.Preempted, errors.Interrupted, errors.ClusterError) as e:
             status.end(status_file.STOPPED, str(e))
             raise
@@ -174,6 +110,7 @@ def _run(
     folder: ModelDir | None,
     status: StatusFile,
     cluster: "Cluster | None",
+    hold: Callable[[], None],
 ) -> RunResult:
     # 2. Precision and seed come before the first variable; data and models.
     backbone, prepared = _prepare(backbone, tasks, shared_trained, settings)
@@ -182,8 +119,11 @@ def _run(
     # 3. The folder, if it is this run's.
     run_hash = ""
     if folder is not None:
+        if cluster is None:
+            hold()
         description = _describe(backbone, prepared, optimization, shared_trained, settings)
         run_hash = folder.begin(description, texts, settings.resume)
+        status.begin(folder.root)
         for task in prepared:
             folder.write_task(task.task, task.labels, settings.seed)
     # 4. Training; the joint best state of all tasks.
@@ -222,23 +162,20 @@ def _dry_run(backbone, tasks: Sequence[Task], shared_trained: bool, settings: Ru
     backbone, prepared = _prepare(backbone, tasks, shared_trained, settings)
     settings.texts()
     tables.print_parameters(prepared)
-    place = _Place(None, "", StatusFile(None), None)
+    place = _Place(None, "", StatusFile(), None)
     _train(prepared, settings.optimization or Optimization(), settings, place, stop_after=len(prepared))
     print("dry run: every task took one step; nothing was written")
     return RunResult({}, {task.name: task.patched for task in prepared}, backbone)
 
 
-def _cluster(
+def _connect(
+    spec: cluster_spec.ClusterSpec,
     backbone: Backbone | Callable[[], Backbone],
     tasks: Sequence[Task],
     folder: ModelDir | None,
     settings: RunSettings,
     known_steps: Mapping[str, int],
-) -> "Cluster | None":
-    """Connects to the cluster of `TF_CONFIG`, or returns None where that is not set."""
-    spec = cluster_spec.from_environment()
-    if spec is None:
-        return None
+) -> "Cluster":
     from k4p1.cluster.connection import Cluster
 
     if isinstance(backbone, Backbone):
@@ -322,7 +259,10 @@ def _train(
         if any(isinstance(data, CachedFeatures) for data in inputs.values()):
             reporter.message("only the head trains: features are computed once")
         if cluster is not None:
-            trainer = cluster.trainer(training_tasks, groups, optimization, reporter, checkpoints, **how)
+            known_steps = {} if refit else cluster.known_steps
+            trainer = cluster.trainer(
+                training_tasks, groups, optimization, reporter, checkpoints, known_steps=known_steps, **how
+            )
             return trainer, groups, trainer.run()
         store = Store(groups, optimization, steps, loss_scaled)
         trainer = Trainer(training_tasks, store, reporter, checkpoints, **how)

@@ -1,4 +1,4 @@
-"""One coordinator a model directory."""
+"""Whose a model directory is: one run a folder, one coordinator a run."""
 
 import contextlib
 import fcntl
@@ -7,7 +7,8 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from k4p1 import artifact, errors
+from k4p1 import artifact, errors, status_file
+from k4p1.cluster.announcement import RUN_FILE
 
 NAME = "coordinator.lock"
 
@@ -43,8 +44,17 @@ def run_lock(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_free(folder: pathlib.Path) -> None:
-    """Raises what `run_lock` would raise."""
+def check_usable(folder: pathlib.Path) -> None:
+    """Makes sure, without a trace, that a run may begin or go on in a folder.
+
+    Raises:
+      ConfigError: it holds something else than a run, or another process is at work in it.
+    """
+    if not folder.is_dir():
+        return
+    ours = {RUN_FILE, NAME, status_file.NAME, "logs"}
+    if not (folder / RUN_FILE).is_file() and any(path.name not in ours for path in folder.iterdir()):
+        raise errors.ConfigError(f"{folder} is not empty and holds no run of k4p1; give a new or empty --model_dir")
     if (folder / NAME).is_file():
         with run_lock(folder):
             pass

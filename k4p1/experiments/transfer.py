@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from k4p1.backbones.backbone import Backbone
-from k4p1.experiments.run import RunResult, RunSettings, run
+from k4p1.experiments.run import RunResult, run
+from k4p1.experiments.settings import RunSettings
 from k4p1.tasks.task import Task
 
 
@@ -13,7 +14,7 @@ def finetune(*, backbone: Backbone | Callable[[], Backbone], task: Task, **setti
     Args:
       backbone: pretrained, or a function that loads it.
       task: what its patch spec names is trained; `full` is classic fine-tuning.
-      **settings: fields of `k4p1.experiments.run.RunSettings`.
+      **settings: fields of `k4p1.experiments.settings.RunSettings`.
 
     Returns:
       Result, task model and backbone.

@@ -17,7 +17,8 @@ def show(folder, capsys):
 
 @pytest.fixture
 def status(tmp_path):
-    made = StatusFile(tmp_path)
+    made = StatusFile()
+    made.begin(tmp_path)
     tasks = {
         "digits": {"done": 5, "target": 10, "loss": 0.5, "staleness_mean": 1.25, "staleness_max": 3.0, "workers": [0, 1]}
     }
@@ -62,7 +63,8 @@ def test_no_run(tmp_path, capsys):
 
 
 def test_only_the_last_events_are_kept(tmp_path):
-    made = StatusFile(tmp_path)
+    made = StatusFile()
+    made.begin(tmp_path)
     for number in range(30):
         made.event(str(number))
     assert [event["text"] for event in status_file.read(tmp_path)["events"]] == [str(n) for n in range(10, 30)]

@@ -1,0 +1,85 @@
+"""How a run goes: what `train` and `finetune` have in common."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from k4p1 import errors
+from k4p1.cluster.policy import WorkerPolicy
+from k4p1.engine.optimization import Optimization
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run goes; what `train` and `finetune` have in common.
+
+    Attributes:
+      steps: step target of a task of weight 1 that names neither steps nor epochs.
+      optimization: optimizer, learning rate, schedule.
+      seed: of everything random.
+      evaluate_every: steps of all tasks together between evaluations; None: ten in a run.
+      checkpoint_every: steps of all tasks together between checkpoints; None: ten in a run.
+      keep_checkpoints: how many of the newest stay.
+      recalibration_batches: training batches for the population statistics of batch normalisation.
+      precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
+      cache_features: compute features once where only the head trains; None: where that is possible.
+      refit: after selection, train again on train and validation together, for the number of steps that was best.
+      jit_compile: compile steps with XLA; not for a CPU, where it slows convolutions down.
+      model_dir: where everything is written; None: nowhere.
+      resume: go on from the newest checkpoint in model_dir.
+      dry_run: build everything, print the parameter table, take one step a task, write nothing.
+      quiet: show no progress.
+      share_workers, reassign_workers, borrow_workers, group_timeout_s, max_lead, wait_s: on a cluster; see
+        `k4p1.cluster.policy.WorkerPolicy`.
+      gin_hash: of the configuration files, which servers and workers compare with theirs.
+      texts: further files for model_dir, by name; called once everything is built.
+    """
+
+    steps: int | None = None
+    optimization: Optimization | None = None
+    seed: int = 0
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 3
+    recalibration_batches: int = 50
+    precision: str = "float32"
+    cache_features: bool | None = None
+    refit: bool = False
+    jit_compile: bool = False
+    model_dir: str | pathlib.Path | None = None
+    resume: bool = True
+    dry_run: bool = False
+    quiet: bool = False
+    share_workers: bool = False
+    reassign_workers: bool = False
+    borrow_workers: bool = False
+    group_timeout_s: float = 300.0
+    max_lead: float = 0.05
+    wait_s: float = 600.0
+    gin_hash: str = ""
+    texts: Callable[[], Mapping[str, str]] = dict
+
+    @classmethod
+    def of(cls, function: str, **settings: Any) -> "RunSettings":
+        """Settings given to a run function; an unknown one is refused with the nearest name."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise errors.ConfigError(errors.unknown(f"setting of {function}", name, known))
+        return cls(**settings)
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
+        for name in ("evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise errors.ConfigError(f"{name}={value}: wanted a positive number")
+        self.worker_policy()
+
+    def worker_policy(self) -> WorkerPolicy:
+        """What is said of workers."""
+        return WorkerPolicy(**{field.name: getattr(self, field.name) for field in dataclasses.fields(WorkerPolicy)})
