@@ -17,19 +17,19 @@ from k4p1.experiments import run_lock
 
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 5.0
-_SHORT_LIFE_SECONDS = 20.0
+_MOST_RESTARTS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSALS = (1, 2)
 
 
 @dataclasses.dataclass
 class _Member:
-    """A server or worker: its process, and how often it died soon after its start."""
+    """A server or worker: its process, how often it was started again, and how often in a row in vain."""
 
     spec: ClusterSpec
     process: subprocess.Popen | None = None
-    started: float = 0.0
-    short_lives: int = 0
+    restarts: int = 0
+    in_vain: int = 0
     next_start: float = 0.0
     over: bool = False
 
@@ -37,14 +37,14 @@ class _Member:
 class LocalCluster:
     """`with LocalCluster(...) as cluster:` runs servers and workers as processes on free ports of 127.0.0.1.
 
-    A process that dies is started anew, after a pause that doubles with every short life; one that refuses to run, or dies
-    soon after its start again and again, ends the cluster.
+    A process that dies is started anew, after a pause that doubles when it dies again before it serves; one that refuses to
+    run, or does not get to serve again and again, ends the cluster.
 
     Args:
       servers, workers: how many.
       model_dir: the folder of the run; its `logs/` gets one file a role.
       flags: of the command line, which the processes compare with the run's: `--gin_file`, `--gin_bindings`.
-      restarts: how many short lives in a row are borne.
+      restarts: how many starts in vain, one after the other, are borne.
 
     Attributes:
       spec: the cluster, seen by its coordinator.
@@ -101,7 +101,6 @@ class LocalCluster:
         command = [sys.executable, "-m", "k4p1", "server", "--model_dir", str(self._model_dir), *self._flags]
         environment = {**_threads(member.spec), **os.environ, "TF_CONFIG": member.spec.as_tf_config(), **_gpu(member.spec)}
         environment[PARENT] = str(os.getpid())
-        member.started = time.monotonic()
         with open(self.log(member.spec), "ab") as log:
             member.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -180,6 +180,8 @@ def _connect(
 
     if isinstance(backbone, Backbone):
         raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
+    if settings.jit_compile:
+        raise errors.ConfigError("jit_compile=True: XLA cannot compile steps whose vectors are on parameter servers")
     return Cluster.connect(
         spec,
         {task.name: (task.workers, task.worker_share) for task in tasks},
