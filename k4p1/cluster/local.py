@@ -127,24 +127,26 @@ class LocalCluster:
                 self.failure = self._last_line(member)
                 member.over = True
                 return
-            member.short_lives = member.short_lives + 1 if now - member.started < _SHORT_LIFE_SECONDS else 0
-            if member.short_lives > self._restarts:
-                self.failure = (
-                    f"{member.spec.name} died {member.short_lives} times soon after its start; {self._last_line(member)}"
-                )
+            served = f"(process {member.process.pid})" in self._said(member)
+            member.restarts, member.in_vain = member.restarts + 1, 0 if served else member.in_vain + 1
+            if member.in_vain > self._restarts or member.restarts > _MOST_RESTARTS:
+                times = f"{member.in_vain} times before it served" if member.in_vain else f"{member.restarts} times"
+                self.failure = f"{member.spec.name} died {times}; {self._last_line(member)}"
                 member.over = True
                 return
-            pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2**member.short_lives)
+            pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2**member.in_vain)
             member.process, member.next_start = None, now + pause
             print(f"{member.spec.name} ended ({_reason(code)}); starting it again", file=sys.stderr, flush=True)
         elif now >= member.next_start:
             self._start(member)
 
     def _last_line(self, member: _Member) -> str:
-        path = self.log(member.spec)
-        lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self._said(member).splitlines() if line.strip()]
         said = lines[-1].removeprefix("k4p1: ")[:300] if lines else "it said nothing"
-        return f"{member.spec.name}: {said} ({path})"
+        return f"{member.spec.name}: {said} ({self.log(member.spec)})"
+
+    def _said(self, member: _Member) -> str:
+        return self.log(member.spec).read_text(encoding="utf-8", errors="replace")
 
 
 def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int) -> int:
