@@ -57,7 +57,7 @@ def steps_done(folder):
 def worker_process(folder, worker):
     """The process of a worker that serves, or None while it is being started again."""
     said = re.findall(r"\(process (\d+)\)", (folder / "logs" / f"worker_{worker}.log").read_text())
-    alive = said and pathlib.Path(f"/proc/{said[-1]}/cmdline").exists() and (folder / "logs").exists()
+    alive = said and pathlib.Path(f"/proc/{said[-1]}/cmdline").exists()
     return int(said[-1]) if alive else None
 
 
@@ -94,10 +94,14 @@ def main():
     for name in ("undisturbed", "disturbed"):
         begin = time.monotonic()
         process = start(a.folder / name, gin_file, a.steps)
-        if name == "disturbed":
-            kills = disturb(process, a.folder / name, a.kills, a.steps * WORKERS)
-        if process.wait():
-            sys.exit(f"the {name} run ended with exit code {process.returncode}")
+        try:
+            if name == "disturbed":
+                kills = disturb(process, a.folder / name, a.kills, a.steps * WORKERS)
+            code = process.wait()
+        finally:
+            process.terminate()
+        if code or (name == "disturbed" and kills < a.kills):
+            sys.exit(f"the {name} run ended with exit code {code} after {kills} kills")
         results[name], seconds[name] = read_json(a.folder / name / "result.json"), time.monotonic() - begin
     counts = {
         task: read_json(a.folder / "disturbed" / "status.json")["tasks"][task]["done"]

@@ -44,7 +44,7 @@ class Turns:
         self._left, self._open, self._steps, self._over = {}, 0, {}, threading.Event()
 
     def __call__(self, traced, steps):
-        """Seconds of `steps` steps; task number i belongs to worker i modulo 2, each worker's tasks take turns."""
+        """Seconds of `steps` steps, an even number; task number i belongs to worker i modulo 2, each worker's tasks take turns."""
         from k4p1.cluster.tensorflow_private import Step
 
         with self._lock:
@@ -285,6 +285,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     a = parser.parse_args()
+    a.steps += a.steps % WORKERS
     with tempfile.TemporaryDirectory() as folder:
         announcement.announce(pathlib.Path(folder), "")
         with LocalCluster(1, WORKERS, pathlib.Path(folder)) as cluster:

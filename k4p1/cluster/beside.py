@@ -28,7 +28,7 @@ class Beside:
         self.check()
         if self._thread is not None and self._thread.is_alive():
             return False
-        self._thread = threading.Thread(target=self._run, name="evaluation", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="beside the loop", daemon=True)
         self._thread.start()
         return True
 

@@ -1,4 +1,4 @@
-"""The subcommands of clusters, and the choice between one machine and a cluster. Nothing here imports TensorFlow early."""
+"""The subcommands of clusters, and the choice between one machine and a cluster. TensorFlow is imported only where it is needed."""
 
 import os
 import pathlib
@@ -33,12 +33,12 @@ def _run(name: str, f: flags.FlagValues) -> int:
                 "TF_CONFIG is set: this is part of another cluster; unset it, or leave out --local_cluster"
             )
         if not f.dry_run:
-            for file in f.gin_file:
-                gin_files.find(file)
             resume = [] if f.resume else ["--noresume"]
             model_dir = pathlib.Path(f.model_dir).expanduser()
-            return local.launch(name, [*_gin_flags(f), *resume], model_dir, counts[SERVER], counts[WORKER])
-    if f.slurm is not None:
+            gin_hash = gin_files.digest(f.gin_file, f.gin_bindings)
+            flags_ = [*_gin_flags(f), *resume]
+            return local.launch(name, flags_, model_dir, counts[SERVER], counts[WORKER], gin_hash)
+    if f.slurm is not None and not f.dry_run:
         here = spec.from_slurm(spec.parse_counts(f.slurm, "--slurm", (SERVER,))[SERVER], f.slurm_port)
         os.environ["TF_CONFIG"] = here.as_tf_config()
         if here.job != spec.COORDINATOR:

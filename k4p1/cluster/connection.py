@@ -4,10 +4,11 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from k4p1 import errors
 from k4p1.cluster import announcement
 from k4p1.cluster.policy import WorkerPolicy
-from k4p1.cluster.session import Session
-from k4p1.cluster.spec import WORKER, ClusterSpec
+from k4p1.cluster.session import Session, check_port
+from k4p1.cluster.spec import COORDINATOR, WORKER, ClusterSpec
 from k4p1.cluster.store import ServerStore
 from k4p1.cluster.trainer import ClusterTrainer
 from k4p1.cluster.worker_groups import Wish, assign
@@ -36,6 +37,18 @@ class Cluster:
     policy: WorkerPolicy
     known_steps: Mapping[str, int]
 
+    @staticmethod
+    def check(spec: ClusterSpec, workers: Mapping[str, tuple[int | None, float]], policy: WorkerPolicy) -> None:
+        """Checks role and port of this process, and that there are workers for all tasks, before anything is written.
+
+        Raises:
+          ConfigError: too few workers, or a wrong role or port.
+        """
+        if spec.job != COORDINATOR:
+            raise errors.ConfigError(f"TF_CONFIG makes this process {spec.name}; start it with 'k4p1 server'")
+        check_port(spec)
+        assign({task: Wish(*wish) for task, wish in workers.items()}, len(spec.jobs[WORKER]), policy.share_workers)
+
     @classmethod
     def connect(
         cls,
@@ -46,7 +59,7 @@ class Cluster:
         model_dir: pathlib.Path | None,
         gin_hash: str,
     ) -> "Cluster":
-        """Checks that there are workers for all tasks, says which run this is, and waits for servers and workers.
+        """Says which run this is, and waits for servers and workers.
 
         Args:
           spec: seen by the coordinator.
@@ -57,11 +70,9 @@ class Cluster:
           gin_hash: of the configuration.
 
         Raises:
-          ConfigError: too few workers, or a wrong role or port.
           ClusterError: nobody answers at some address.
         """
         wishes = {task: Wish(*wish) for task, wish in workers.items()}
-        assign(wishes, len(spec.jobs[WORKER]), policy.share_workers)
         if model_dir is not None:
             announcement.announce(model_dir, gin_hash)
         if spec.as_tf_config() not in _sessions:

@@ -167,13 +167,15 @@ def _stateful_set(job: ClusterJob, role: str, replicas: int) -> dict[str, Any]:
 
 def _coordinator(job: ClusterJob) -> dict[str, Any]:
     name = f"{job.name}-{_NAMES[COORDINATOR]}"
-    pod = _pod(job, COORDINATOR, [job.command], restart="OnFailure")
+    pod = _pod(job, COORDINATOR, [job.command], restart="Never")
+    cannot_run = {"containerName": "k4p1", "operator": "In", "values": [1, 2]}  # settings or data: no use in trying again
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": _metadata(job, name),
         "spec": {
             "backoffLimit": _RETRIES,
+            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": cannot_run}]},
             "template": {
                 "metadata": {"labels": _labels(job, COORDINATOR)},
                 "spec": {**pod, "hostname": name, "subdomain": job.name},

@@ -11,12 +11,13 @@ import time
 from collections.abc import Sequence
 
 from k4p1 import errors
+from k4p1.cluster import announcement
 from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
 from k4p1.experiments import run_lock
 
 _LOOK_SECONDS = 0.2
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 60.0
 _MOST_RESTARTS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSALS = (1, 2)
@@ -49,11 +50,13 @@ class LocalCluster:
     Attributes:
       spec: the cluster, seen by its coordinator.
       failure: why the cluster ended; None while it is well.
+      refusal: the exit code of a member that refused to run, if that is why.
     """
 
     def __init__(self, servers: int, workers: int, model_dir: pathlib.Path, flags: Sequence[str] = (), *, restarts: int = 5):
         self.spec = on_this_machine(servers, workers)
         self.failure: str | None = None
+        self.refusal: int | None = None
         self._model_dir, self._flags, self._restarts = model_dir, list(flags), restarts
         self._members = [
             _Member(self.spec.of(job, index)) for job in (SERVER, WORKER) for index in range(len(self.spec.jobs[job]))
@@ -64,32 +67,37 @@ class LocalCluster:
 
     def __enter__(self) -> "LocalCluster":
         (self._model_dir / "logs").mkdir(parents=True, exist_ok=True)
-        for member in self._members:
-            self._start(member)
+        try:
+            for member in self._members:
+                self._start(member)
+        except OSError:
+            self._stop()
+            raise
         self._watcher.start()
         return self
 
     def __exit__(self, *_) -> None:
+        self._stop()
+        self._watcher.join()
+
+    def _stop(self) -> None:
+        """Servers and workers hold nothing that could be saved: they are killed."""
         self._stopping.set()
         with self._lock:
             running = [member.process for member in self._members if member.process is not None]
             for process in running:
-                process.terminate()
-            end = time.monotonic() + _STOP_SECONDS
+                process.kill()
             for process in running:
-                try:
-                    process.wait(max(0.0, end - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-        self._watcher.join()
+                process.wait()
 
     def kill(self, job: str, index: int) -> None:
         """Kills a member with SIGKILL, as a crash would; it is started anew."""
-        self.process(job, index).kill()
+        process = self.process(job, index)
+        if process is not None:
+            process.kill()
 
-    def process(self, job: str, index: int) -> subprocess.Popen:
-        """The present process of a member."""
+    def process(self, job: str, index: int) -> subprocess.Popen | None:
+        """The present process of a member; None between two of them."""
         with self._lock:
             return next(m.process for m in self._members if (m.spec.job, m.spec.index) == (job, index))
 
@@ -110,8 +118,12 @@ class LocalCluster:
         while not self._stopping.wait(_LOOK_SECONDS):
             with self._lock:
                 for member in self._members:
-                    if not self._stopping.is_set() and not member.over:
+                    if self._stopping.is_set() or member.over:
+                        continue
+                    try:
                         self._look_after(member)
+                    except OSError as e:
+                        self.failure, member.over = f"cannot look after {member.spec.name}: {e}", True
 
     def _look_after(self, member: _Member) -> None:
         now = time.monotonic()
@@ -124,7 +136,7 @@ class LocalCluster:
                 member.over = True
                 return
             if code in _REFUSALS:
-                self.failure = self._last_line(member)
+                self.failure, self.refusal = self._last_line(member), code
                 member.over = True
                 return
             served = f"(process {member.process.pid})" in self._said(member)
@@ -149,7 +161,9 @@ class LocalCluster:
         return self.log(member.spec).read_text(encoding="utf-8", errors="replace")
 
 
-def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int) -> int:
+def launch(
+    command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int, gin_hash: str = ""
+) -> int:
     """Runs a command as coordinator of a local cluster; returns its exit code when everything is stopped.
 
     Args:
@@ -157,13 +171,16 @@ def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers:
       flags: of the coordinator that servers and workers share: `--gin_file`, `--gin_bindings`.
       model_dir: of the run.
       servers, workers: how many.
+      gin_hash: of the configuration; announced before anybody looks for it.
 
     Raises:
       ConfigError: the folder holds something else, or another coordinator is at work in it.
-      ClusterError: the coordinator was killed or crashed, or a server or worker cannot run.
+      ConfigError, ArtifactError: a server or worker refuses to run.
+      ClusterError: the coordinator was killed or crashed, or a server or worker dies again and again.
     """
     model_dir = model_dir.absolute()
     run_lock.check_usable(model_dir)
+    announcement.announce(model_dir, gin_hash)
     shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
     caught: list[int] = []
     with LocalCluster(servers, workers, model_dir, shared) as cluster:
@@ -189,6 +206,9 @@ def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers:
                 time.sleep(_LOOK_SECONDS)
             if cluster.failure is not None:
                 coordinator.terminate()
+            code = coordinator.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            coordinator.kill()
             code = coordinator.wait()
         finally:
             if coordinator.poll() is None:
@@ -196,8 +216,9 @@ def launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers:
                 coordinator.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if cluster.failure is not None:
-        raise errors.ClusterError(cluster.failure)
+    if cluster.failure is not None and code != 0:
+        kinds = {1: errors.ConfigError, 2: errors.ArtifactError}
+        raise kinds.get(cluster.refusal, errors.ClusterError)(cluster.failure)
     if code < 0 and caught:
         return 130 if caught[0] == signal.SIGINT else 75
     if code < 0:

@@ -8,7 +8,7 @@ import time
 VARIABLE = "K4P1_PARENT"
 _LOOK_SECONDS = 0.5
 _GRACE_SECONDS = 60.0
-_LINGER_SECONDS = 10.0
+_LINGER_SECONDS = 20.0
 
 
 def end_with_parent(gently: bool) -> None:
@@ -16,7 +16,7 @@ def end_with_parent(gently: bool) -> None:
 
     Args:
       gently: first ask this process to stop (SIGTERM), so that it can save; end it after a minute. Otherwise it ends after
-        ten seconds, in which such a process can still read its vectors.
+        twenty seconds, in which such a process can still read its vectors.
     """
     parent = os.environ.get(VARIABLE)
     if parent is None:

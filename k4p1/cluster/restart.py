@@ -23,5 +23,5 @@ def start_again(error: errors.ServerLostError) -> None:
     print(f"{str(error).splitlines()[0]}; going back to the newest checkpoint", file=sys.stderr, flush=True)
     os.environ[_VARIABLE] = str(restarts + 1)
     sys.stdout.flush()
-    arguments = [a for a in sys.argv[1:] if a != "--noresume"]  # this time there is something to go on from
-    os.execv(sys.executable, [sys.executable, "-m", "k4p1", *arguments])
+    resume = "--resume"  # whatever was said at first: this time there is something to go on from
+    os.execv(sys.executable, [sys.executable, "-m", "k4p1", *sys.argv[1:], resume])

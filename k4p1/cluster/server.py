@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import threading
 import time
 
 from k4p1 import quiet_tensorflow, status_file
@@ -9,7 +11,8 @@ from k4p1.cluster import announcement
 from k4p1.cluster.parent import end_with_parent
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
 
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 100.0
 
 
 def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
@@ -54,12 +57,24 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
         config=config,
     )
     print(f"{spec.name}: serving at {spec.address} (process {os.getpid()})", flush=True)
-    while not _is_over(model_dir, started):
+    asked = _stop_signal()
+    while not _is_over(model_dir, started, stopped=bool(asked)):
+        if asked and time.time() - asked[0] > _GRACE_SECONDS:
+            break
         time.sleep(_LOOK_SECONDS)
     print(f"{spec.name}: the run is over", flush=True)
 
 
-def _is_over(model_dir: pathlib.Path, since: float) -> bool:
-    """Whether the run has ended for good since a moment."""
+def _stop_signal() -> list[float]:
+    """The times of SIGTERM: where all processes get it at once, servers stay until their coordinator has saved."""
+    times: list[float] = []
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: times.append(time.time()))
+    return times
+
+
+def _is_over(model_dir: pathlib.Path, since: float, stopped: bool) -> bool:
+    """Whether the run has ended for good since a moment, or, if so asked, has been stopped."""
     status = status_file.read(model_dir)
-    return status.get("time", 0) > since and status.get("state") in (status_file.FINISHED, status_file.FAILED)
+    ends = (status_file.FINISHED, status_file.FAILED, *([status_file.STOPPED] if stopped else []))
+    return status.get("time", 0) > since and status.get("state") in ends

@@ -31,18 +31,13 @@ class Session:
       workers: how many there are.
 
     Raises:
-      ConfigError: this process is no coordinator, or its port is in use.
       ClusterError: nobody answers at some address; names it.
     """
 
     def __init__(self, spec: ClusterSpec, wait_s: float):
-        if spec.job != COORDINATOR:
-            raise errors.ConfigError(f"TF_CONFIG makes this process {spec.name}; start it with 'k4p1 server'")
-        check_port(spec)
         wait_for(spec, wait_s)
         os.environ["GRPC_FAIL_FAST"] = "use_caller"
         tf.get_logger().setLevel("CRITICAL")  # what becomes of lost workers is told by the reporter
-        self.spec = spec
         jobs = {job: list(addresses) for job, addresses in spec.jobs.items()}
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(jobs), task_type=COORDINATOR, task_id=0, rpc_layer="grpc"

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from k4p1 import errors
+from k4p1 import errors, quiet_tensorflow
 
 COORDINATOR, SERVER, WORKER = "chief", "ps", "worker"
 JOBS = (COORDINATOR, SERVER, WORKER)
@@ -140,6 +140,7 @@ def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
     Raises:
       ConfigError: not within a job step, or too few tasks.
     """
+    quiet_tensorflow.import_quietly()
     import tensorflow as tf
 
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS")

@@ -51,8 +51,12 @@ class ServerStore(Store):
 
         def fetched() -> list[tf.Tensor]:
             tensors = list(packing.unpack(super(ServerStore, self).read(group)).values())
-            for copy, tensor in zip(copies, tensors, strict=True):
+            first = [
                 tf.raw_ops.AssignVariableOp(resource=copy, value=tensor)
+                for copy, tensor in zip(copies[:-1], tensors[:-1], strict=True)
+            ]
+            with tf.control_dependencies(first):  # the last one says that all are there
+                tf.raw_ops.AssignVariableOp(resource=copies[-1], value=tensors[-1])
             return tensors
 
         def kept() -> list[tf.Tensor]:

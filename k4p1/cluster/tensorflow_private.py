@@ -17,7 +17,7 @@ class Dispatcher(Protocol):
     """Decides on and hears of steps. All methods are called from the threads of workers."""
 
     def next_step(self, worker: int) -> "Step | None":
-        """What a worker does next; None: nothing now. Called with the queue locked: quick, and free of TensorFlow."""
+        """What a worker does next; None: nothing now. The queue is locked: be quick, and run no operations."""
 
     def finished(self, step: "Step", worker: int, result: Any) -> None:
         """A step came back."""
@@ -42,7 +42,7 @@ class Step(tf_coordinator.Closure):
     def __init__(self, task: str, function: Any, iterator: Any, queue: "PullQueue"):
         super().__init__(function, queue._cancellation_mgr, args=(iterator,))
         self.task, self.worker, self.tag = task, -1, None
-        self._dispatcher = queue.dispatcher
+        self.dispatcher = queue.dispatcher
 
     @property
     def traced(self) -> Any:
@@ -55,12 +55,12 @@ class Step(tf_coordinator.Closure):
         try:
             super().execute_on(worker)
             result = value.fetch()
-        except tf.errors.OutOfRangeError:  # the tickets are used up
-            result = None
         except Exception as e:
-            e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
-            raise
-        self._dispatcher.finished(self, worker.worker_index, result)
+            if not (isinstance(e, tf.errors.OutOfRangeError) and "Reached limit of" in str(e)):
+                e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
+                raise
+            result = None  # the tickets are used up
+        self.dispatcher.finished(self, worker.worker_index, result)
 
 
 class PullQueue(tf_coordinator._CoordinatedClosureQueue):
@@ -114,14 +114,15 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
     def put_back(self, closure: Step) -> None:
         with self._queue_lock:
             self._one_less()
-        if self.dispatcher is not None:
-            self.dispatcher.interrupted(closure)
+        if self.dispatcher is closure.dispatcher:
+            closure.dispatcher.interrupted(closure)
 
     def mark_failed(self, e: Exception) -> None:
         with self._queue_lock:
             self._one_less()
-        if self.dispatcher is not None:
-            self.dispatcher.failed(e)
+        dispatcher = self.dispatcher
+        if dispatcher is not None:
+            dispatcher.failed(e)
 
     def wait(self, timeout: float | None = None) -> bool:
         with self._queue_lock:

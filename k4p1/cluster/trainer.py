@@ -33,6 +33,14 @@ _PAUSE_SECONDS = 10.0
 _SILENT_SECONDS = 10.0
 _FIRST_STEP_SECONDS = 120.0
 _SILENT_STEPS = 20
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
+_LOST_WORDS = ("invalid device", "unknown device", "remote_handle", "context_id", "been restarted", "does not exist")
 
 
 @dataclasses.dataclass
@@ -71,7 +79,7 @@ class ClusterTrainer:
       checkpoints: where states are saved; None for nowhere.
       paced: whether tasks must end together: they train something that they share.
       known_steps: how far a coordinator before this one had come, by task; what lies beyond the checkpoint is told as lost.
-      seed, evaluate_every, checkpoint_every, loss_scaled, jit_compile: see `k4p1.engine.training.Trainer`.
+      seed, evaluate_every, checkpoint_every, loss_scaled: see `k4p1.engine.training.Trainer`.
     """
 
     def __init__(
@@ -90,7 +98,6 @@ class ClusterTrainer:
         evaluate_every: int,
         checkpoint_every: int,
         loss_scaled: bool = False,
-        jit_compile: bool = False,
     ):
         self._session, self._store, self._reporter = session, store, reporter
         self._queue = session.coordinator.queue
@@ -98,7 +105,8 @@ class ClusterTrainer:
         self._targets = self._books.targets
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
         self._known_steps = dict(known_steps or {})
-        self._policy = policy
+        self._policy, self._loss_scaled = policy, loss_scaled
+        self._saved = 0
         self._groups = WorkerGroups(wishes, self._targets, session.workers, policy, paced)
         self.accounts = Accounts({task: Counter() for task in self._targets}, Counter())
         self._lock = threading.RLock()
@@ -109,6 +117,7 @@ class ClusterTrainer:
         self._news: deque[str] = deque()
         self._heard: dict[int, float] = {}
         self._worked: set[int] = set()
+        self._given_up: set[int] = set()
         self._busy: dict[int, tuple[str, float]] = {}
         self._step_seconds: dict[str, float] = {}
         self._traced: dict[str, tuple[Any, Any]] = {}
@@ -118,7 +127,7 @@ class ClusterTrainer:
         for index, task in enumerate(tasks):
             pace = Pace(task.steps, epochs, seed, index)
             step = training_step(task.pure, store, task.loss, task.optimization, pace, loss_scaled)
-            self._make[task.name] = (_packed(step, jit_compile), task.batches)
+            self._make[task.name] = (_packed(step), task.batches)
 
     @property
     def progress(self) -> Progress:
@@ -141,7 +150,12 @@ class ClusterTrainer:
                 self._heard = dict.fromkeys(range(self._session.workers), time.monotonic())
                 self._queue.dispatcher = self
                 self._queue.go_on()
-                self._watch(pulse, stop, evaluation)
+                try:
+                    self._watch(pulse, stop, evaluation)
+                except (tf.errors.OpError, errors.ServerLostError) as e:
+                    if stop.caught:  # who asks for an end must not get a restart
+                        raise stop.error(self._saved if self._books.saves else None) from e
+                    raise
             return self._books.best_vectors()
         except tf.errors.OpError as e:
             raise _explained(e) from e
@@ -169,7 +183,7 @@ class ClusterTrainer:
         """See `tensorflow_private.Dispatcher`."""
         with self._lock:
             self._is_back(worker)
-            self._on_their_way[step.task] -= 1
+            self._has_ended(step.task, worker)
             _, started = self._busy.pop(worker, (step.task, time.monotonic()))
             if result is None:
                 self._done[step.task] = self._targets[step.task]
@@ -184,7 +198,7 @@ class ClusterTrainer:
     def interrupted(self, step: Step) -> None:
         """See `tensorflow_private.Dispatcher`."""
         with self._lock:
-            self._on_their_way[step.task] -= 1
+            self._has_ended(step.task, step.worker)
             self._busy.pop(step.worker, None)
             self.accounts.interrupted[step.task] += 1
             self._is_lost(step.worker, time.monotonic())
@@ -193,6 +207,13 @@ class ClusterTrainer:
         """See `tensorflow_private.Dispatcher`."""
         with self._lock:
             self._failures.append(error)
+
+    def _has_ended(self, task: str, worker: int) -> None:
+        """A step is on its way no longer, unless nobody waits for it any more."""
+        if worker in self._given_up:
+            self._given_up.discard(worker)
+        else:
+            self._on_their_way[task] -= 1
 
     def _is_back(self, worker: int) -> None:
         self._heard[worker] = time.monotonic()
@@ -204,6 +225,7 @@ class ClusterTrainer:
         if self._groups.is_down(worker):
             return
         self._groups.lost(worker, since)
+        self._worked.discard(worker)
         tasks = self._groups.tasks_of(worker)
         left = sorted({w for task in tasks for w in self._groups.group(task) if not self._groups.is_down(w)})
         go_on = f"its group goes on with {', '.join(map(str, left))}" if left else "its group has no other"
@@ -239,7 +261,7 @@ class ClusterTrainer:
 
     def _watch(self, pulse: Pulse, stop: StopSignal, evaluation: Beside) -> None:
         start = sum(self._done.values())
-        evaluated = saved = start
+        evaluated = self._saved = start
         last_report = time.monotonic()
         while True:
             time.sleep(_LOOK_SECONDS)
@@ -265,12 +287,12 @@ class ClusterTrainer:
                     evaluated = total
             if over:
                 evaluation.wait()
-            if over or stop.caught or total // self._checkpoint_every > saved // self._checkpoint_every:
-                saved = self._save()
+            if over or stop.caught or total // self._checkpoint_every > self._saved // self._checkpoint_every:
+                self._save()
             if over:
                 return
             if stop.caught:
-                raise stop.error(saved if self._books.saves else None)
+                raise stop.error(self._saved if self._books.saves else None)
 
     def _report(self, arrived: Sequence[StepReport], done: Mapping[str, int]) -> None:
         while self._news:
@@ -308,8 +330,11 @@ class ClusterTrainer:
                 usual = self._step_seconds.get(task) if task else 0.0
                 first = usual is None or worker not in self._worked
                 patience = _FIRST_STEP_SECONDS if first else max(_SILENT_SECONDS, _SILENT_STEPS * usual)
-                if now - heard > patience:
+                if now - heard > patience and not self._groups.is_down(worker):
                     self._is_lost(worker, heard)
+                    if task is not None:  # another worker takes the step
+                        self._on_their_way[task] -= 1
+                        self._given_up.add(worker)
             alarms, overdue = self._groups.alarms(now, self._done), self._groups.overdue(now, self._done)
             moved = self._groups.reassign(self._done)
         for task in alarms:
@@ -319,7 +344,8 @@ class ClusterTrainer:
         for worker, task in moved.items():
             self._reporter.message(f"worker {worker} joins task '{task}'")
         for task in overdue:
-            borrowed = self._groups.borrow(task) if self._policy.borrow_workers else None
+            with self._lock:
+                borrowed = self._groups.borrow(task) if self._policy.borrow_workers else None
             if borrowed is None:
                 saved = f"saved at step {self._save()}" if self._books.saves else "nothing was saved (no model_dir)"
                 raise errors.ClusterError(
@@ -331,14 +357,23 @@ class ClusterTrainer:
     def _save(self) -> int:
         """A checkpoint of a moment without steps on their way; one that does not come back in time is not waited for."""
         self._queue.pause(_PAUSE_SECONDS)
-        snapshot = self._store.snapshot()
-        self._queue.go_on()
+        try:
+            snapshot = self._store.snapshot()
+        finally:
+            self._queue.go_on()
+        with self._lock:
+            done, arrived = dict(self._done), list(self._arrived)
+            self._arrived.clear()
+        self._report(arrived, done)  # a loss that is not finite is told of before anything is saved
         self.accounts.missing = self._missing(snapshot)
         self._reporter.status.update(owners={owner: {"missing": count} for owner, count in self.accounts.missing.items()})
-        return self._books.save(snapshot)
+        self._saved = self._books.save(snapshot)
+        return self._saved
 
     def _missing(self, snapshot: Mapping[str, np.ndarray]) -> dict[str, int]:
         missing: dict[str, int] = {}
+        if self._loss_scaled:  # gradients that overflow are dropped on purpose
+            return missing
         for group in self._store.groups.values():
             if group.role == TRAINED:
                 tickets = sum(int(snapshot[f"ticket/{task}"]) for task in group.users)
@@ -347,25 +382,30 @@ class ClusterTrainer:
         return missing
 
 
-def _packed(step: Any, jit_compile: bool) -> Any:
+def _packed(step: Any) -> Any:
     """A step as a function of an iterator that returns all results as one tensor: one message instead of five."""
 
     def function(iterator: Any) -> tf.Tensor:
         return tf.stack([tf.cast(value, tf.float64) for value in step(next(iterator))])
 
-    return tf.function(function, jit_compile=jit_compile)
+    return tf.function(function)
 
 
 def _explained(error: Exception) -> errors.K4p1Error:
     """A failure of a step or of the cluster as an error for the person who runs it."""
     task, worker = getattr(error, "k4p1_task", None), getattr(error, "k4p1_worker", None)
-    damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
-    if task is not None and damaged and not is_server_failure(error) and "context" not in str(error):
-        try:
-            with data_errors(task, worker):
-                raise error
-        except errors.DataError as e:
-            return e
+    error = getattr(error, "original_exception", error)
     first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    what = "a parameter server is lost" if is_server_failure(error) else "the cluster failed"
-    return errors.ServerLostError(f"{what} ({first})")
+    lost = is_server_failure(error) or isinstance(error, _LOST) or any(words in str(error) for words in _LOST_WORDS)
+    if lost:
+        return errors.ServerLostError(f"a parameter server is lost ({first})")
+    place = "" if task is None else f"task '{task}' on worker {worker}: "
+    if isinstance(error, (tf.errors.NotFoundError, tf.errors.OutOfRangeError)):
+        return errors.DataError(f"{place}{first}")
+    try:
+        with data_errors(task or "of the run", worker):
+            raise error
+    except errors.DataError as e:
+        return e
+    except Exception:
+        return errors.ClusterError(f"{place}{type(error).__name__}: {first}")

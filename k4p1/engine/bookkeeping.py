@@ -136,6 +136,9 @@ class Bookkeeping:
             return None
         self._store.restore(found.state)
         self.progress = Progress.from_json(found.progress)
+        if (best := self._checkpoints.best()) is not None:  # it may be newer than the newest checkpoint
+            kept = Progress.from_json(best.progress)
+            self.progress.best, self.progress.best_step = kept.best, kept.best_step
         done = self._store.done()
         steps = ", ".join(f"{task} {step}/{self.targets[task]}" for task, step in done.items())
         self._reporter.message(f"going on from the checkpoint at {steps}")
@@ -178,11 +181,12 @@ class Bookkeeping:
                 self._reporter.evaluated("validation", name, done[name], metrics)
                 selected.append(metrics[task.selecting])
         if float(np.mean(selected)) >= self.progress.best:
-            self.progress.best, self.progress.best_step = float(np.mean(selected)), sum(done.values())
+            best, best_step = float(np.mean(selected)), sum(done.values())
             if self._checkpoints:
-                self._checkpoints.save_best(snapshot, self.progress.as_json())
+                self._checkpoints.save_best(snapshot, Progress(best, best_step, self.progress.skipped).as_json())
             else:
                 self._best = vectors
+            self.progress.best, self.progress.best_step = best, best_step
 
     def save(self, snapshot: Mapping[str, np.ndarray] | None = None) -> int:
         """Writes a checkpoint of a snapshot of the store, by default of now; returns its total steps.

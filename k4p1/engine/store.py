@@ -139,11 +139,6 @@ class Store:
         for name, variable in state.items():
             variable.assign(snapshot[name])
 
-    def set_vectors(self, vectors: Mapping[str, np.ndarray]) -> None:
-        """Writes vectors of some groups."""
-        for name, value in vectors.items():
-            self._vectors[name].assign(value)
-
     def _state(self) -> dict[str, tf.Variable | ShardedVector]:
         state: dict[str, tf.Variable | ShardedVector] = {f"ticket/{task}": ticket for task, ticket in self._tickets.items()}
         for name, vector in self._vectors.items():

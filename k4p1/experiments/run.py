@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from k4p1 import artifact, errors, status_file
 from k4p1.backbones import files as backbone_files
@@ -87,16 +88,21 @@ def run(
                 goes_on = folder is not None and settings.resume
                 before = status_file.read(folder.root).get("tasks", {}) if goes_on else {}
                 known_steps = {task: values.get("done", 0) for task, values in before.items()}
-                hold()
-                if folder is not None:
-                    status.begin(folder.root)
-                cluster = _connect(spec, backbone, tasks, folder, settings, known_steps)
+                cluster = _connect(hold, spec, backbone, tasks, folder, settings, known_steps)
             result = _run(backbone, tasks, shared_trained, settings, folder, status, cluster, hold)
         except (errors.Preempted, errors.Interrupted, errors.ClusterError) as e:
             status.end(status_file.STOPPED, str(e))
             raise
         except errors.K4p1Error as e:
             status.end(status_file.FAILED, str(e))
+            raise
+        except tf.errors.OpError as e:
+            if spec is None:
+                raise
+            status.end(status_file.STOPPED, str(e))
+            raise errors.ServerLostError(f"the cluster failed ({str(e).splitlines()[0][:200]})") from e
+        except BaseException as e:
+            status.end(status_file.FAILED, f"{type(e).__name__}: {e}")
             raise
         status.end(status_file.FINISHED)
         return result
@@ -169,6 +175,7 @@ def _dry_run(backbone, tasks: Sequence[Task], shared_trained: bool, settings: Ru
 
 
 def _connect(
+    hold: Callable[[], None],
     spec: cluster_spec.ClusterSpec,
     backbone: Backbone | Callable[[], Backbone],
     tasks: Sequence[Task],
@@ -182,6 +189,8 @@ def _connect(
         raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
     if settings.jit_compile:
         raise errors.ConfigError("jit_compile=True: XLA cannot compile steps whose vectors are on parameter servers")
+    Cluster.check(spec, {task.name: (task.workers, task.worker_share) for task in tasks}, settings.worker_policy())
+    hold()
     return Cluster.connect(
         spec,
         {task.name: (task.workers, task.worker_share) for task in tasks},
@@ -255,7 +264,6 @@ def _train(
         "evaluate_every": settings.evaluate_every or max(1, total // 10),
         "checkpoint_every": settings.checkpoint_every or max(1, total // 10),
         "loss_scaled": loss_scaled,
-        "jit_compile": settings.jit_compile,
     }
     with Reporter(steps, folder.root if folder else None, quiet, place.status) as reporter:
         if any(isinstance(data, CachedFeatures) for data in inputs.values()):
@@ -267,7 +275,7 @@ def _train(
             )
             return trainer, groups, trainer.run()
         store = Store(groups, optimization, steps, loss_scaled)
-        trainer = Trainer(training_tasks, store, reporter, checkpoints, **how)
+        trainer = Trainer(training_tasks, store, reporter, checkpoints, jit_compile=settings.jit_compile, **how)
         return trainer, groups, trainer.run(stop_after)
 
 

@@ -1,6 +1,7 @@
 """Whose a model directory is: one run a folder, one coordinator a run."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -33,6 +34,8 @@ def run_lock(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EAGAIN):
+                raise artifact.storage_error(path, e) from e
             handle.seek(0)
             holder = handle.read().strip() or "another process"
             raise errors.ConfigError(
@@ -45,7 +48,7 @@ def run_lock(folder: pathlib.Path) -> Iterator[None]:
 
 
 def check_usable(folder: pathlib.Path) -> None:
-    """Makes sure, without a trace, that a run may begin or go on in a folder.
+    """Makes sure that a run may begin or go on in a folder, and leaves its files as they are.
 
     Raises:
       ConfigError: it holds something else than a run, or another process is at work in it.
