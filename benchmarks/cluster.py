@@ -44,7 +44,7 @@ class Turns:
         self._left, self._open, self._steps, self._over = {}, 0, {}, threading.Event()
 
     def __call__(self, traced, steps):
-        """Seconds of `steps` steps, an even number; task number i belongs to worker i modulo 2, each worker's tasks take turns."""
+        """Seconds of an even number of steps; task i belongs to worker i modulo 2, whose tasks take turns."""
         from k4p1.cluster.tensorflow_private import Step
 
         with self._lock:

@@ -1,4 +1,4 @@
-"""The subcommands of clusters, and the choice between one machine and a cluster. TensorFlow is imported only where it is needed."""
+"""The subcommands of clusters, and the choice between one machine and a cluster; TensorFlow is imported where needed."""
 
 import os
 import pathlib
