@@ -91,3 +91,20 @@ def test_the_coordinator_is_killed_during_a_checkpoint(cluster_run):
     assert code == 0, said
     check_counts(run, {"digits": ["0"], "parity": ["1"]}, resumed=True)
     assert run.left_behind() == []
+
+
+def test_a_worker_falls_silent(cluster_run):
+    """It is stopped, not killed: no connection breaks. An alarm names its task; when it goes on, so does the task."""
+    run = cluster_run("ps:1,workers:2", f"steps = {STEPS}").start()
+    run.wait_for_steps(40)
+    pid = run.pid("worker_1")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        run.wait_for(lambda: any("ALARM: task 'parity'" in event for event in run.events()), "alarm")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    code, said = run.finish()
+    assert code == 0, said
+    assert "worker 1 is back" in said
+    check_counts(run, {"digits": ["0"], "parity": ["1"]})
+    assert run.left_behind() == []
