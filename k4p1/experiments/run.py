@@ -189,12 +189,12 @@ def _connect(
         raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
     if settings.jit_compile:
         raise errors.ConfigError("jit_compile=True: XLA cannot compile steps whose vectors are on parameter servers")
-    Cluster.check(spec, {task.name: (task.workers, task.worker_share) for task in tasks}, settings.worker_policy())
+    Cluster.check(spec, {task.name: (task.workers, task.worker_share) for task in tasks}, settings)
     hold()
     return Cluster.connect(
         spec,
         {task.name: (task.workers, task.worker_share) for task in tasks},
-        settings.worker_policy(),
+        settings,
         known_steps,
         None if folder is None else folder.root,
         settings.gin_hash,

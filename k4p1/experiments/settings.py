@@ -13,8 +13,8 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How a run goes; what `train` and `finetune` have in common.
+class RunSettings(WorkerPolicy):
+    """How a run goes, on a cluster with the policy of its workers too; what `train` and `finetune` have in common.
 
     Attributes:
       steps: step target of a task of weight 1 that names neither steps nor epochs.
@@ -32,8 +32,6 @@ class RunSettings:
       resume: go on from the newest checkpoint in model_dir.
       dry_run: build everything, print the parameter table, take one step a task, write nothing.
       quiet: show no progress.
-      share_workers, reassign_workers, borrow_workers, group_timeout_s, max_lead, wait_s: on a cluster; see
-        `k4p1.cluster.policy.WorkerPolicy`.
       gin_hash: of the configuration files, which servers and workers compare with theirs.
       texts: further files for model_dir, by name; called once everything is built.
     """
@@ -53,12 +51,6 @@ class RunSettings:
     resume: bool = True
     dry_run: bool = False
     quiet: bool = False
-    share_workers: bool = False
-    reassign_workers: bool = False
-    borrow_workers: bool = False
-    group_timeout_s: float = 300.0
-    max_lead: float = 0.05
-    wait_s: float = 600.0
     gin_hash: str = ""
     texts: Callable[[], Mapping[str, str]] = dict
 
@@ -72,14 +64,10 @@ class RunSettings:
         return cls(**settings)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.precision not in PRECISIONS:
             raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
         for name in ("evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise errors.ConfigError(f"{name}={value}: wanted a positive number")
-        self.worker_policy()
-
-    def worker_policy(self) -> WorkerPolicy:
-        """What is said of workers."""
-        return WorkerPolicy(**{field.name: getattr(self, field.name) for field in dataclasses.fields(WorkerPolicy)})
