@@ -20,7 +20,7 @@ class Dispatcher(Protocol):
         """What a worker does next; None: nothing now. The queue is locked: be quick, and run no operations."""
 
     def finished(self, step: "Step", worker: int, result: Any) -> None:
-        """A step came back."""
+        """A step came back; None: there was no ticket, or no data."""
 
     def interrupted(self, step: "Step") -> None:
         """A step was lost with its worker, or its connection; it may or may not have updated parameters."""
@@ -55,11 +55,12 @@ class Step(tf_coordinator.Closure):
         try:
             super().execute_on(worker)
             result = value.fetch()
+        except tf.errors.OutOfRangeError:
+            # No ticket is left; or no data, which looks alike: the ticket's failure also ends the data of the step.
+            result = None
         except Exception as e:
-            if not (isinstance(e, tf.errors.OutOfRangeError) and "Reached limit of" in str(e)):
-                e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
-                raise
-            result = None  # the tickets are used up
+            e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
+            raise
         self.dispatcher.finished(self, worker.worker_index, result)
 
 

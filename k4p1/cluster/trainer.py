@@ -33,6 +33,7 @@ _PAUSE_SECONDS = 10.0
 _SILENT_SECONDS = 10.0
 _FIRST_STEP_SECONDS = 120.0
 _SILENT_STEPS = 20
+_EMPTY_STEPS = 100
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -118,6 +119,7 @@ class ClusterTrainer:
         self._heard: dict[int, float] = {}
         self._worked: set[int] = set()
         self._given_up: set[int] = set()
+        self._empty: Counter = Counter()
         self._busy: dict[int, tuple[str, float]] = {}
         self._step_seconds: dict[str, float] = {}
         self._traced: dict[str, tuple[Any, Any]] = {}
@@ -186,8 +188,9 @@ class ClusterTrainer:
             self._has_ended(step.task, worker)
             _, started = self._busy.pop(worker, (step.task, time.monotonic()))
             if result is None:
-                self._done[step.task] = self._targets[step.task]
+                self._empty[step.task] += 1
                 return
+            self._empty[step.task] = 0
             self._step_seconds[step.task] = time.monotonic() - started
             self._worked.add(worker)
             loss, examples, skipped, ticket, staleness = map(float, result)
@@ -321,6 +324,9 @@ class ClusterTrainer:
             raise _explained(failure) from failure
 
     def _check_workers(self, pulse: Pulse) -> None:
+        for task, count in list(self._empty.items()):
+            if count >= _EMPTY_STEPS and self._store.done()[task] < self._targets[task]:
+                raise errors.DataError(f"task '{task}': its input pipeline ended before its steps were done")
         now = time.monotonic()
         with self._lock:
             for task, count in pulse.done.items():

@@ -88,6 +88,9 @@ def training_step(
             scale = store.loss_scale(task.name) if loss_scaled else None
             target = (value + forward.penalty) * (1.0 if scale is None else scale)
         gradients = tape.gradient(target, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        with tf.control_dependencies([ticket]):  # a step that got no ticket changes nothing
+            gradients = [tf.identity(gradient) for gradient in gradients]
+            deltas = {group.name: forward.statistics[group.name] - vectors[group.name] for group in moved}
 
         def update() -> tf.Tensor:
             """Returns how many updates came between the read and this one."""
@@ -97,7 +100,7 @@ def training_step(
                 count = store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
                 others = count - 1 - seen if group is largest else others
             for group in moved:
-                store.add(group, forward.statistics[group.name] - vectors[group.name])
+                store.add(group, deltas[group.name])
             return others
 
         if scale is None:

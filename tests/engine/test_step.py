@@ -128,3 +128,18 @@ def test_model_and_gradients_are_pinned_to_no_device(make_run):
     assert {"Conv2D", "Conv2DBackpropInput", "FusedBatchNormV3", "FusedBatchNormGradV3"} <= model
     assert not model & pinned
     assert "ResourceCountUpTo" in pinned
+
+
+def test_a_step_without_a_ticket_changes_nothing(make_run):
+    """Its other operations run beside the one that fails; none of them may update."""
+    run = make_run({"a": "scale_bias+head"}, steps={"a": 2})
+    trainer = run.trainer()
+    trainer.run()
+    before = run.store.snapshot()
+    iterator = iter(batches())
+    for _ in range(5):
+        with pytest.raises(tf.errors.OutOfRangeError):
+            trainer._steps["a"](iterator)
+    after = run.store.snapshot()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
