@@ -1,6 +1,5 @@
 """The training loop of a cluster: workers ask for steps, the coordinator watches, evaluates and saves."""
 
-import dataclasses
 import threading
 import time
 from collections import Counter, deque
@@ -11,12 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import errors
+from k4p1.cluster.accounts import Accounts
 from k4p1.cluster.beside import Beside
+from k4p1.cluster.failures import explained
 from k4p1.cluster.policy import WorkerPolicy
 from k4p1.cluster.pulse import Pulse
 from k4p1.cluster.session import Session
 from k4p1.cluster.store import ServerStore
-from k4p1.cluster.tensorflow_private import Step, is_server_failure
+from k4p1.cluster.tensorflow_private import Step
 from k4p1.cluster.worker_groups import Wish, WorkerGroups
 from k4p1.engine.bookkeeping import Bookkeeping, Progress, StepReport, TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
@@ -34,37 +35,6 @@ _SILENT_SECONDS = 10.0
 _FIRST_STEP_SECONDS = 120.0
 _SILENT_STEPS = 20
 _EMPTY_STEPS = 100
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
-)
-_LOST_WORDS = ("invalid device", "unknown device", "remote_handle", "context_id", "been restarted", "does not exist")
-
-
-@dataclasses.dataclass
-class Accounts:
-    """What a run on a cluster owes an account of.
-
-    Attributes:
-      steps: finished steps by task and worker.
-      interrupted: steps that were lost with their worker or connection, by task: each may have lost its update.
-      missing: tickets taken without an update that arrived, by owner of the parameters (`shared`, or a task).
-    """
-
-    steps: dict[str, Counter]
-    interrupted: Counter
-    missing: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for `result.json`."""
-        return {
-            "steps_by_worker": {task: {str(w): n for w, n in sorted(counts.items())} for task, counts in self.steps.items()},
-            "interrupted_steps": dict(self.interrupted),
-            "missing_updates": self.missing,
-        }
 
 
 class ClusterTrainer:
@@ -160,7 +130,7 @@ class ClusterTrainer:
                     raise
             return self._books.best_vectors()
         except tf.errors.OpError as e:
-            raise _explained(e) from e
+            raise explained(e) from e
         finally:
             self._queue.pause(timeout=0.0)
             self._queue.dispatcher = None
@@ -321,7 +291,7 @@ class ClusterTrainer:
         with self._lock:
             failure = self._failures[0] if self._failures else None
         if failure is not None:
-            raise _explained(failure) from failure
+            raise explained(failure) from failure
 
     def _check_workers(self, pulse: Pulse) -> None:
         for task, count in list(self._empty.items()):
@@ -395,23 +365,3 @@ def _packed(step: Any) -> Any:
         return tf.stack([tf.cast(value, tf.float64) for value in step(next(iterator))])
 
     return tf.function(function)
-
-
-def _explained(error: Exception) -> errors.K4p1Error:
-    """A failure of a step or of the cluster as an error for the person who runs it."""
-    task, worker = getattr(error, "k4p1_task", None), getattr(error, "k4p1_worker", None)
-    error = getattr(error, "original_exception", error)
-    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    lost = is_server_failure(error) or isinstance(error, _LOST) or any(words in str(error) for words in _LOST_WORDS)
-    if lost:
-        return errors.ServerLostError(f"a parameter server is lost ({first})")
-    place = "" if task is None else f"task '{task}' on worker {worker}: "
-    if isinstance(error, (tf.errors.NotFoundError, tf.errors.OutOfRangeError)):
-        return errors.DataError(f"{place}{first}")
-    try:
-        with data_errors(task or "of the run", worker):
-            raise error
-    except errors.DataError as e:
-        return e
-    except Exception:
-        return errors.ClusterError(f"{place}{type(error).__name__}: {first}")

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.cluster.trainer import _explained
+from k4p1.cluster.failures import explained
 
 
 def of(kind, message, task="a", worker=1):
@@ -24,7 +24,7 @@ def of(kind, message, task="a", worker=1):
     ],
 )
 def test_a_restart_mends_it(error):
-    assert isinstance(_explained(error), errors.ServerLostError)
+    assert isinstance(explained(error), errors.ServerLostError)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_a_restart_mends_it(error):
     ],
 )
 def test_the_data_is_to_blame(error, message):
-    found = _explained(error)
+    found = explained(error)
     assert isinstance(found, errors.DataError) and str(found).startswith(message)
 
 
 def test_anything_else_names_task_and_worker_and_is_not_tried_for_ever():
-    found = _explained(of(tf.errors.ResourceExhaustedError, "OOM when allocating tensor"))
+    found = explained(of(tf.errors.ResourceExhaustedError, "OOM when allocating tensor"))
     assert type(found) is errors.ClusterError
     assert str(found) == "task 'a' on worker 1: ResourceExhaustedError: OOM when allocating tensor"
 
@@ -51,4 +51,4 @@ def test_an_error_of_a_data_set_comes_wrapped():
     inner = of(tf.errors.DataLossError, "corrupted record at 17")
     wrapped = RuntimeError("Input has an error")
     wrapped.original_exception, wrapped.k4p1_task, wrapped.k4p1_worker = inner, "b", 0
-    assert str(_explained(wrapped)).startswith("task 'b' on worker 0: its data is damaged")
+    assert str(explained(wrapped)).startswith("task 'b' on worker 0: its data is damaged")
