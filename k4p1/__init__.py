@@ -15,6 +15,7 @@ _PUBLIC = {
     "apply_patches": "k4p1.patches.apply",
     "application": "k4p1.backbones",
     "backbone_from_model": "k4p1.backbones",
+    "cifar_resnet": "k4p1.backbones",
     "evaluate": "k4p1.experiments.evaluate",
     "export_task": "k4p1.export.saved_model",
     "finetune": "k4p1.experiments.transfer",
@@ -25,9 +26,12 @@ _PUBLIC = {
     "load_patch": "k4p1.export.patch_file",
     "load_task": "k4p1.experiments.model_dir",
     "mobilenet_v2": "k4p1.backbones",
+    "resnet26": "k4p1.backbones",
     "save_backbone": "k4p1.backbones",
     "save_patch": "k4p1.export.patch_file",
     "train": "k4p1.experiments.multitask",
+    "vgg16_bn": "k4p1.backbones",
+    "wide_resnet": "k4p1.backbones",
 }
 _RENAMED = {"backbone_from_model": "from_model", "load_backbone": "load", "save_backbone": "save"}
 

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import safetensors
@@ -96,6 +96,25 @@ def read(path: str | pathlib.Path, kind: str, version: int) -> tuple[dict[str, n
     if claimed != found:
         raise errors.ArtifactError(f"{path} is damaged: its content hash is {found[:12]}, it says {claimed[:12] or 'none'}")
     return tensors, header
+
+
+def check_fit(what: str, shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, np.ndarray]) -> None:
+    """Makes sure that `tensors` has exactly the names and shapes of `shapes`.
+
+    Raises:
+      ArtifactError: it has not; says what differs.
+    """
+    missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
+    if missing or extra:
+        parts = [
+            f"{len(names)} {word} (first: {names[0]})" for names, word in ((missing, "missing"), (extra, "unknown")) if names
+        ]
+        raise errors.ArtifactError(f"tensors do not fit {what}: {', '.join(parts)}")
+    for key, shape in shapes.items():
+        if tuple(shape) != tensors[key].shape:
+            raise errors.ArtifactError(
+                f"tensor '{key}' does not fit {what}: its shape is {tensors[key].shape}, wanted {tuple(shape)}"
+            )
 
 
 def read_header(path: str | pathlib.Path) -> dict[str, str]:

@@ -7,5 +7,21 @@ from k4p1.backbones.build import inception_v3
 from k4p1.backbones.build import mobilenet_v2
 from k4p1.backbones.files import load
 from k4p1.backbones.files import save
+from k4p1.backbones.networks import cifar_resnet
+from k4p1.backbones.networks import resnet26
+from k4p1.backbones.networks import vgg16_bn
+from k4p1.backbones.networks import wide_resnet
 
-__all__ = ["Backbone", "application", "from_model", "inception_v3", "load", "mobilenet_v2", "save"]
+__all__ = [
+    "Backbone",
+    "application",
+    "cifar_resnet",
+    "from_model",
+    "inception_v3",
+    "load",
+    "mobilenet_v2",
+    "resnet26",
+    "save",
+    "vgg16_bn",
+    "wide_resnet",
+]

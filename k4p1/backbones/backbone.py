@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from k4p1 import content_hash, errors
-from k4p1.backbones import canonical, scaling
+from k4p1 import artifact, content_hash, errors
+from k4p1.backbones import canonical, placement, scaling
 from k4p1.backbones.site import LayerSite
 
 _STRUCTURAL = (  # noqa: SIM905
@@ -60,11 +60,16 @@ class Backbone:
 
     @functools.cached_property
     def sites(self) -> list[LayerSite]:
-        """The layers that own variables, in topological order, with canonical name and depth."""
+        """The layers that own variables, in topological order, with canonical name and place in the network."""
         leaves = canonical.leaf_layers(self.model)
         layers = [(name, layer) for name, layer in leaves if layer.weights]  # a dropout owns but a seed
         last = max(len(layers) - 1, 1)
-        return [LayerSite(name, layer, index / last) for index, (name, layer) in enumerate(layers)]
+        stages = placement.stages([name for name, _ in layers])
+        positions = placement.block_positions(self.model)
+        return [
+            LayerSite(name, layer, index / last, positions.get(id(layer)), stages[index])
+            for index, (name, layer) in enumerate(layers)
+        ]
 
     @property
     def features(self) -> int:
@@ -90,7 +95,7 @@ class Backbone:
         Raises:
           ArtifactError: a name or shape that does not fit; nothing is written then.
         """
-        check_fit(f"backbone '{self.name}'", self.variables(), tensors)
+        artifact.check_fit(f"backbone '{self.name}'", {key: v.shape for key, v in self.variables().items()}, tensors)
         for key, variable in self.variables().items():
             variable.assign(tensors[key])
         for site in self.sites:
@@ -116,22 +121,6 @@ class Backbone:
 def learned_variables(layer: keras.layers.Layer) -> set[int]:
     """The ids of the variables that gradients are meant to train, whether or not the layer is frozen at present."""
     return {id(variable) for part in layer._flatten_layers() for variable in part._trainable_variables}
-
-
-def check_fit(what: str, variables: Mapping[str, keras.Variable], tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises ArtifactError unless `tensors` has exactly the names and shapes of `variables`; says what differs."""
-    missing, extra = sorted(set(variables) - set(tensors)), sorted(set(tensors) - set(variables))
-    if missing or extra:
-        parts = [
-            f"{len(names)} {word} (first: {names[0]})" for names, word in ((missing, "missing"), (extra, "unknown")) if names
-        ]
-        raise errors.ArtifactError(f"tensors do not fit {what}: {', '.join(parts)}")
-    for key, variable in variables.items():
-        if tuple(variable.shape) != tuple(tensors[key].shape):
-            raise errors.ArtifactError(
-                f"tensor '{key}' does not fit {what}: its shape is {tuple(tensors[key].shape)}, "
-                f"wanted {tuple(variable.shape)}"
-            )
 
 
 def _key(variable: keras.Variable, layer: keras.layers.Layer) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from k4p1 import artifact, errors
+from k4p1.backbones import networks
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
 
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
@@ -26,7 +27,7 @@ _FAMILIES = (  # prefix of a keras.applications name -> how its own preprocess_i
 )
 
 
-def networks() -> dict[str, Any]:
+def applications() -> dict[str, Any]:
     """The networks of keras.applications by name."""
     return {name: f for name, f in vars(keras.applications).items() if inspect.isfunction(f) and name[0].isupper()}
 
@@ -45,7 +46,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
       ConfigError: unknown network or argument.
       ArtifactError: a weight file that does not exist, cannot be read or does not fit.
     """
-    known = networks()
+    known = applications()
     if network not in known:
         raise errors.ConfigError(errors.unknown("backbone", network, known))
     config = {"network": network, **({"width": width} if width is not None else {}), **arguments}
@@ -132,6 +133,8 @@ def from_config(name: str, config: Mapping[str, Any], scaling: str) -> Backbone:
       ArtifactError: the description cannot be built here, such as a custom layer that is not registered with Keras.
     """
     try:
+        if config.get("network") in networks.NETWORKS:
+            return networks.rebuilt(config)
         if "network" in config:
             return application(**config)
         return Backbone(keras.saving.deserialize_keras_object(dict(config["keras_model"])), name, config, scaling)

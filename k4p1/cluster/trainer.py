@@ -26,7 +26,7 @@ from k4p1.engine.groups import TRAINED
 from k4p1.engine.reporting import Reporter
 from k4p1.engine.step import Pace, training_step
 from k4p1.engine.stop_signal import StopSignal
-from k4p1.patches.apply import SHARED
+from k4p1.patches.patched_model import SHARED
 
 _LOOK_SECONDS = 0.1
 _REPORT_SECONDS = 0.5

@@ -9,8 +9,8 @@ import numpy as np
 from k4p1 import errors
 from k4p1.engine.optimization import Optimization
 from k4p1.engine.packing import Packing
-from k4p1.patches.apply import SHARED, Parameter, PatchedModel
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED
+from k4p1.patches.patched_model import SHARED, Parameter, PatchedModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,10 +45,17 @@ class ParameterGroup:
         return self.packing.pack_numpy(dict(zip(self.packing.names, values, strict=True)))
 
 
-def plan_groups(models: Mapping[str, PatchedModel], optimization: Optimization) -> list[ParameterGroup]:
+def plan_groups(
+    models: Mapping[str, PatchedModel], optimization: Optimization, examples: Mapping[str, int] | None = None
+) -> list[ParameterGroup]:
     """Groups the parameters of all tasks of a run.
 
     Which group a parameter is in follows from its owner, role and kind, never from `layer.trainable`. Seeds are in none.
+
+    Args:
+      models: by task.
+      optimization: rates and decays.
+      examples: training images of each task, for a decay `by_size`.
 
     Raises:
       ConfigError: one task freezes what another one moves.
@@ -71,7 +78,8 @@ def plan_groups(models: Mapping[str, PatchedModel], optimization: Optimization) 
     for identity, parameter in parameters.items():
         owner = SHARED if parameter.owner == SHARED else users[identity][0]
         rate = "head" if parameter.kind == "head" else SHARED if owner == SHARED else "patch"
-        decay = optimization.decay_of(rate, parameter.kind, len(parameter.variable.shape))
+        size = None if examples is None else examples.get(users[identity][0])
+        decay = optimization.decay_of(rate, parameter.kind, len(parameter.variable.shape), size)
         key = (
             owner,
             tuple(users[identity]),

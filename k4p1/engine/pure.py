@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from k4p1.engine import fused_batch_normalization
 from k4p1.engine.groups import STATISTICS, ParameterGroup, of_task
-from k4p1.patches.apply import SHARED, PatchedModel
 from k4p1.patches.patched_batch_normalization import normalised_by
 from k4p1.patches.patched_layer import RANDOM
+from k4p1.patches.patched_model import SHARED, PatchedModel
 
 
 class Forward(NamedTuple):

@@ -74,7 +74,7 @@ def training_step(
     def step(batch: Batch) -> StepResult:
         ticket = store.take_ticket(task.name)
         progress = tf.cast(ticket, tf.float32) / float(pace.steps)
-        base_rate = optimization.learning_rate * optimization.schedule.factor(progress, pace.epochs)
+        factor = optimization.schedule.factor(progress, pace.epochs)
         seed = tf.random.experimental.stateless_fold_in(
             tf.constant([pace.seed, pace.index], tf.int32), tf.cast(ticket, tf.int32)
         )
@@ -96,7 +96,7 @@ def training_step(
             """Returns how many updates came between the read and this one."""
             others = tf.zeros([], tf.int64)
             for group, gradient in zip(trained, gradients, strict=True):
-                rate = base_rate * optimization.multiplier_of(group.rate, group.kind)
+                rate = factor * optimization.rate_of(group.rate, group.kind)
                 count = store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
                 others = count - 1 - seen if group is largest else others
             for group in moved:

@@ -14,7 +14,7 @@ from k4p1.backbones.backbone import Backbone
 from k4p1.cluster import announcement
 from k4p1.data.source import Source
 from k4p1.export import patch_file
-from k4p1.patches.apply import PatchedModel
+from k4p1.patches.patched_model import PatchedModel
 from k4p1.tasks.task import Task
 
 _PLAIN_FIELDS = [f.name for f in dataclasses.fields(Task) if f.name != "schedule"]
@@ -31,6 +31,7 @@ class ModelDir:
         self.root = pathlib.Path(root).expanduser()
         self.backbone = self.root / "backbone" / "backbone.safetensors"
         self.heads = self.root / "backbone" / "heads"
+        self.factors = self.root / "backbone" / "factors"
         self.checkpoints = self.root / "checkpoints"
         self.result = self.root / "result.json"
         self._run = self.root / announcement.RUN_FILE
@@ -115,7 +116,7 @@ class ModelDir:
     def load_task(self, name: str, backbone: Backbone | None = None) -> PatchedModel:
         """The task model of a finished task."""
         self.chosen_tasks(name)
-        return patch_file.load_patch(self.patch(name), backbone or self.load_backbone(), self.heads)
+        return patch_file.load_patch(self.patch(name), backbone or self.load_backbone(), self.heads, self.factors)
 
     @staticmethod
     def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from k4p1.experiments.model_dir import ModelDir, plain_task
 from k4p1.experiments.run_lock import check_usable, run_lock
 from k4p1.experiments.settings import RunSettings
 from k4p1.export import patch_file
-from k4p1.patches.apply import PRIVATE, SHARED, PatchedModel, head_is_shared
+from k4p1.patches.apply import head_is_shared
 from k4p1.patches.patched_layer import FIXED, TRAINED
+from k4p1.patches.patched_model import PRIVATE, SHARED, PatchedModel
 from k4p1.status_file import StatusFile
 from k4p1.tasks.cached_features import CachedFeatures
 from k4p1.tasks.prepare import PreparedTask, prepare_tasks
@@ -230,7 +231,7 @@ def _train(
             CachedFeatures(task.pipeline, task.patched, task.task.dropout, settings.seed) if cached else task.pipeline
         )
         patched[task.name] = inputs[task.name].patched if cached else task.patched
-    groups = plan_groups(patched, optimization)
+    groups = plan_groups(patched, optimization, {task.name: task.splits.size(split) for task in prepared})
     training_tasks = []
     for task in prepared:
         data = inputs[task.name]

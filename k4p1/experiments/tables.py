@@ -6,8 +6,8 @@ from typing import Any
 from rich import console as rich_console
 from rich import table as rich_table
 
-from k4p1.patches.apply import PRIVATE, SHARED
 from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED
+from k4p1.patches.patched_model import PRIVATE, SHARED
 from k4p1.tasks.prepare import PreparedTask
 
 

@@ -11,8 +11,10 @@ import numpy as np
 
 import k4p1
 from k4p1 import artifact, content_hash, errors
-from k4p1.backbones.backbone import Backbone, check_fit
-from k4p1.patches.apply import PatchedModel, apply_patches, head_is_shared
+from k4p1.backbones.backbone import Backbone
+from k4p1.export import factor_file
+from k4p1.patches.apply import apply_patches, head_is_shared
+from k4p1.patches.patched_model import PatchedModel
 from k4p1.patches.spec import PatchSpec
 
 FORMAT = "k4p1-patch"
@@ -35,6 +37,7 @@ class PatchInfo:
       fingerprint: of the backbone.
       structure: hash of the backbone's structure.
       shared_head: fingerprint of the head that the task shares, or an empty string.
+      factors: fingerprint of the adapter factors that the task shares, or an empty string.
       k4p1_version: that wrote the file.
     """
 
@@ -49,6 +52,7 @@ class PatchInfo:
     structure: str
     shared_head: str
     k4p1_version: str
+    factors: str = ""
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "PatchInfo":
@@ -84,9 +88,10 @@ def save_patch(
         structure=backbone.structure_hash(),
         shared_head=head_fingerprint(patched) if head_is_shared(patched.spec) else "",
         k4p1_version=k4p1.__version__,
+        factors=factor_file.factors_fingerprint(patched),
     )
     described = {**dataclasses.asdict(info), "options": patched.spec.options()}
-    artifact.write(path, FORMAT, VERSION, _values(patched.private()), {"patch": json.dumps(described, sort_keys=True)})
+    artifact.write(path, FORMAT, VERSION, patched.stored(), {"patch": json.dumps(described, sort_keys=True)})
     return info
 
 
@@ -95,13 +100,19 @@ def read_info(path: str | pathlib.Path) -> PatchInfo:
     return PatchInfo.from_metadata(artifact.read(path, FORMAT, VERSION)[1])
 
 
-def load_patch(path: str | pathlib.Path, backbone: Backbone, heads: str | pathlib.Path | None = None) -> PatchedModel:
+def load_patch(
+    path: str | pathlib.Path,
+    backbone: Backbone,
+    heads: str | pathlib.Path | None = None,
+    factors: str | pathlib.Path | None = None,
+) -> PatchedModel:
     """Builds the task model of a patch file on a backbone.
 
     Args:
       path: of the patch file.
       backbone: the one that the patch was trained on.
       heads: folder of shared heads, for a task that shares its head.
+      factors: folder of factor files, for a task whose adapters were compressed with those of others.
 
     Raises:
       ArtifactError: damaged, of another version, for another backbone, or its tensors do not fit; says what differs. The
@@ -120,13 +131,11 @@ def load_patch(path: str | pathlib.Path, backbone: Backbone, heads: str | pathli
         classes=len(info.labels),
         image_size=info.image_size,
         shared_head=shared_head,
+        factors=factor_file.load_factors(factors, info.factors, info.fingerprint) if info.factors else None,
         dropout=info.dropout,
         name=info.task,
     )
-    private = patched.private()
-    check_fit(f"task '{info.task}' on backbone '{backbone.name}'", private, tensors)
-    for key, variable in private.items():
-        variable.assign(tensors[key])
+    patched.restore(tensors, f"task '{info.task}' on backbone '{backbone.name}'")
     return patched
 
 
@@ -171,7 +180,3 @@ def _load_head(path, info: PatchInfo, features: int, heads) -> keras.layers.Dens
 
 def _head_values(patched: PatchedModel) -> dict[str, np.ndarray]:
     return {variable.name: keras.ops.convert_to_numpy(variable) for variable in patched.head.variables}
-
-
-def _values(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
-    return {key: keras.ops.convert_to_numpy(variable) for key, variable in variables.items()}

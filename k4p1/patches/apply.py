@@ -1,7 +1,5 @@
 """Applies a patch spec to a backbone: the task model and the list of its parameters."""
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -14,65 +12,8 @@ from k4p1.patches import patched_convolution
 from k4p1.patches.head import Head
 from k4p1.patches.kind import PatchKind
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable, view
+from k4p1.patches.patched_model import FACTORS, PRIVATE, SHARED, Parameter, PatchedModel
 from k4p1.patches.spec import PatchSpec
-
-SHARED = "shared"
-PRIVATE = "private"
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A variable of a task model.
-
-    Attributes:
-      key: canonical name: `layer/variable` (shared) or `layer/kind/variable` (private).
-      variable: the `keras.Variable`.
-      owner: `shared` or `private`.
-      kind: the patch kind of a private parameter; `head` or `backbone` for a shared one.
-      role: `trained`, `fixed`, `statistics` or `random` (a seed, no parameter).
-    """
-
-    key: str
-    variable: keras.Variable
-    owner: str
-    kind: str
-    role: str
-
-    @property
-    def size(self) -> int:
-        """The number of values."""
-        return math.prod(self.variable.shape)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PatchedModel:
-    """A task model with its parameters.
-
-    Attributes:
-      model: plain `keras.Model` from images (batch, height, width, 3) of 0 to 255 to logits (batch, classes).
-      parameters: every variable of the model, once.
-      spec: the patch spec.
-      head: the last layer, to be shared by a further task or to be trained alone on cached features.
-      statistics_momentum: of each statistics parameter, by key; what recalibration needs.
-      recalibrated: keys of the private statistics that recalibration replaces.
-      image_size: (height, width) in pixels.
-    """
-
-    model: keras.Model
-    parameters: tuple[Parameter, ...]
-    spec: PatchSpec
-    head: keras.layers.Dense
-    statistics_momentum: Mapping[str, float]
-    recalibrated: frozenset[str]
-    image_size: tuple[int, int]
-
-    def private(self) -> dict[str, keras.Variable]:
-        """What a patch file holds: the private parameters by key, seeds left out."""
-        return {p.key: p.variable for p in self.parameters if p.owner == PRIVATE and p.role != RANDOM}
-
-    def count(self, owner: str, *roles: str) -> int:
-        """The number of parameter values of an owner in the given roles."""
-        return sum(p.size for p in self.parameters if p.owner == owner and p.role in roles)
 
 
 def apply_patches(
@@ -83,6 +24,7 @@ def apply_patches(
     image_size: int | Sequence[int],
     shared_trained: bool = False,
     shared_head: keras.layers.Dense | None = None,
+    factors: Mapping[str, keras.Variable] | None = None,
     dropout: float = 0.0,
     seed: int = 0,
     name: str = "task",
@@ -98,6 +40,7 @@ def apply_patches(
         spec does not touch then follows `training=` and moves the shared statistics. False where they are frozen
         (transfer learning): it then uses the backbone's statistics always.
       shared_head: the head of an earlier task with the same labels, for a spec that shares it; None makes a new head.
+      factors: adapter factors that tasks share after joint compression, by key `layer/kind/variable`.
       dropout: rate before the head.
       seed: of the head's initial values.
       name: of the Keras model.
@@ -112,13 +55,13 @@ def apply_patches(
         raise errors.ConfigError(
             f"image size {height}x{width} is too small for {backbone.name}: at least {backbone.minimum_size} pixels a side"
         )
-    plan = _plan(backbone.sites, spec)
+    plan = {id(site.layer): (site, kinds, _of_layer(site, factors or {})) for site, kinds in _plan(backbone.sites, spec)}
     made: dict[int, keras.layers.Layer] = {}
 
     def layer_for(layer):
         if id(layer) not in made:
             chosen = plan.get(id(layer))
-            made[id(layer)] = _patched(layer, chosen) if chosen else view(layer, batch_normalise=shared_trained)
+            made[id(layer)] = _patched(*chosen) if chosen else view(layer, batch_normalise=shared_trained)
         return made[id(layer)]
 
     image = keras.Input((height, width, 3), name="image")
@@ -151,9 +94,9 @@ def apply_patches(
     model = keras.Model(image, logits, name=name)
     backbone.set_trainable(shared_trained)
 
-    listing = _Listing(shared_trained)
+    listing = _Listing(shared_trained, factors or {})
     for site in backbone.sites:
-        listing.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), ()))
+        listing.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), (site, (), {}))[1])
     listing.add_head(head, spec, is_shared_head)
     listing.add_rest(model)
     return PatchedModel(
@@ -172,43 +115,71 @@ def head_is_shared(spec: PatchSpec) -> bool:
     return head.mode == "shared" if isinstance(head, Head) else spec.get("full") is None
 
 
-def _plan(sites: Sequence[LayerSite], spec: PatchSpec) -> dict[int, list[PatchKind]]:
-    plan: dict[int, list[PatchKind]] = {}
+def _plan(sites: Sequence[LayerSite], spec: PatchSpec) -> list[tuple[LayerSite, list[PatchKind]]]:
+    plan: dict[str, tuple[LayerSite, list[PatchKind]]] = {}
     for kind in spec.kinds:
         for site in kind.select(sites):
-            plan.setdefault(id(site.layer), []).append(kind)
-    return plan
+            plan.setdefault(site.name, (site, []))[1].append(kind)
+    return list(plan.values())
 
 
-def _patched(layer: keras.layers.Layer, kinds: Sequence[PatchKind]) -> keras.layers.Layer:
+def _of_layer(site: LayerSite, factors: Mapping[str, keras.Variable]) -> dict[str, dict[str, keras.Variable]]:
+    """The factors of a layer by kind and name."""
+    found: dict[str, dict[str, keras.Variable]] = {}
+    for key, variable in factors.items():
+        layer, kind, name = key.rsplit("/", 2)
+        if layer == site.name:
+            found.setdefault(kind, {})[name] = variable
+    return found
+
+
+def _patched(
+    site: LayerSite, kinds: Sequence[PatchKind], factors: Mapping[str, Mapping[str, keras.Variable]]
+) -> keras.layers.Layer:
+    layer = site.layer
     whole = [replaced for kind in kinds if (replaced := kind.whole_layer(layer)) is not None]
     if whole:
         if len(kinds) > 1:
-            named = " and ".join(f"'{kind.name}'" for kind in kinds)
-            raise errors.PatchError(f"patch kinds {named} cannot share layer '{layer.name}' ({type(layer).__name__})")
+            raise _cannot_share(layer, [kind.name for kind in kinds])
         return whole[0]
-    return patched_convolution.PatchedConvolution(layer, [kind.layer_patch(layer) for kind in kinds])
+    patches = [kind.layer_patch(site) for kind in kinds]
+    for patch in patches:
+        patch.adopt(factors.get(patch.kind, {}))
+    if any(patch.replaces for patch in patches) and any(patch.kind == "mask" for patch in patches):
+        raise _cannot_share(layer, [patch.kind for patch in patches if patch.replaces or patch.kind == "mask"])
+    return patched_convolution.PatchedConvolution(layer, patches)
+
+
+def _cannot_share(layer: keras.layers.Layer, kinds: Sequence[str]) -> errors.PatchError:
+    named = " and ".join(f"'{kind}'" for kind in kinds)
+    return errors.PatchError(
+        f"patch kinds {named} cannot share layer '{layer.name}' ({type(layer).__name__}); part them by layers= or stage="
+    )
 
 
 class _Listing:
     """Collects the parameters of a task model while it walks the layers."""
 
-    def __init__(self, shared_trained: bool):
+    def __init__(self, shared_trained: bool, factors: Mapping[str, keras.Variable]):
         self.shared_trained = shared_trained
+        self._factors = {id(variable) for variable in factors.values()}
         self.parameters: list[Parameter] = []
         self.momentum: dict[str, float] = {}
         self.recalibrated: set[str] = set()
         self._seen: set[int] = set()
 
-    def _add(self, key: str, variable: keras.Variable, owner: str, kind: str, role: str) -> None:
+    def _add(self, key: str, variable: keras.Variable, owner: str, kind: str, role: str, storage=None) -> None:
         if id(variable) not in self._seen:
             self._seen.add(id(variable))
-            self.parameters.append(Parameter(key, variable, owner, kind, role))
+            self.parameters.append(Parameter(key, variable, owner, kind, role, storage))
 
     def add_layer(self, site: LayerSite, used: keras.layers.Layer, kinds: Sequence[PatchKind]) -> None:
         for private in self._private(used, kinds):
             key = f"{site.name}/{private.kind}/{private.name}"
-            self._add(key, private.variable, PRIVATE, private.kind, private.role)
+            if id(private.variable) in self._factors:
+                self._add(key, private.variable, SHARED, FACTORS, FIXED)
+                continue
+            self._add(key, private.variable, PRIVATE, private.kind, private.role, private.storage)
             if private.role == STATISTICS:
                 kind = next(k for k in kinds if k.name == private.kind)
                 self.momentum[key] = kind.momentum

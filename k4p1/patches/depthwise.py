@@ -18,7 +18,7 @@ class Depthwise(kind.PatchKind):
     def fits(self, site, network):
         return isinstance(site.layer, (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D))
 
-    def layer_patch(self, layer):
+    def layer_patch(self, site):
         return PrivateKernel()
 
     def why_nothing(self, network):
@@ -38,5 +38,5 @@ class PrivateKernel(patched_layer.LayerPatch):
             name="kernel", shape=tuple(shared.shape), initializer=patched_layer.copy_of(shared), dtype=shared.dtype
         )
 
-    def kernel(self, kernel):
+    def kernel(self, kernel, training=False):
         return self.private_kernel

@@ -23,7 +23,11 @@ class PatchKind(abc.ABC):
 
     Attributes:
       layers: restrict the patch to canonical layer names that match this glob; `|` separates alternatives.
-      stage: restrict it to a third of the network by depth: `early`, `mid` or `late` (`all`: no restriction).
+      stage: restrict it to the `early`, `mid` or `late` part of the network (`all`: no restriction): its three stages where
+        it has three, as residual nets do (RA, section 3.2), else thirds by depth.
+
+    Class attributes: `name` and `summary`, and where a kind learns otherwise than the rest of a run, `optimizer`,
+    `learning_rate` and `weight_decay`.
     """
 
     layers: str = "*"
@@ -31,6 +35,9 @@ class PatchKind(abc.ABC):
 
     name: typing.ClassVar[str]
     summary: typing.ClassVar[str]
+    optimizer: typing.ClassVar[str | None] = None
+    learning_rate: typing.ClassVar[float | None] = None
+    weight_decay: typing.ClassVar[float | None] = None
 
     def __post_init__(self):
         self._check_choice("stage", STAGES)
@@ -76,9 +83,9 @@ class PatchKind(abc.ABC):
         """A layer to put in place of `layer`, or None for a kind that joins others in one patched convolution."""
         return None
 
-    def layer_patch(self, layer: typing.Any) -> typing.Any:
+    def layer_patch(self, site: LayerSite) -> typing.Any:
         """The `LayerPatch` of this kind for a convolution or dense layer."""
-        raise errors.PatchError(f"patch '{self.name}' cannot be part of {type(layer).__name__} '{layer.name}'")
+        raise errors.PatchError(f"patch '{self.name}' cannot be part of {type(site.layer).__name__} '{site.layer.name}'")
 
     def why_nothing(self, network: Sequence[LayerSite]) -> str:
         """Why no layer fits, for the error message."""
@@ -86,9 +93,8 @@ class PatchKind(abc.ABC):
         return f"it fits none of its layer types ({', '.join(classes)})"
 
     def _matches(self, site: LayerSite) -> bool:
-        third = STAGES[1:][min(int(site.depth * 3), 2)]
         named = any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.layers.split("|"))
-        return named and self.stage in ("all", third)
+        return named and self.stage in ("all", site.stage)
 
     def options(self) -> dict[str, object]:
         """All options by name, defaults included."""

@@ -65,7 +65,8 @@ class PatchedConvolution(patched_layer.PatchedLayer):
 
     Args:
       layer: a built layer of a type in `KERNEL_NAMES`; it stays shared.
-      patches: one `LayerPatch` a kind, in the order of the spec.
+      patches: one `LayerPatch` a kind; they act in their own `order`: a private kernel, a mask, combinations of filters,
+        low rank, parallel adapter, series adapter, scale and bias.
 
     Raises:
       PatchError: the layer is of another type.
@@ -76,7 +77,7 @@ class PatchedConvolution(patched_layer.PatchedLayer):
             allowed = ", ".join(sorted(t.__name__ for t in KERNEL_NAMES))
             raise errors.PatchError(f"{type(layer).__name__} '{layer.name}' cannot be patched; allowed: {allowed}")
         super().__init__(layer, **kwargs)
-        self.patches = list(patches)
+        self.patches = sorted(patches, key=lambda patch: patch.order)
 
     def bind(self):
         replaced = set().union(*(patch.replaces for patch in self.patches))
@@ -88,17 +89,18 @@ class PatchedConvolution(patched_layer.PatchedLayer):
             if getattr(self.layer, name, None) is not None and name not in replaced:
                 setattr(self, f"shared_{name}", getattr(self.layer, name))
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):
+        training = bool(training)
         kernel = getattr(self, f"shared_{kernel_name(self.layer)}", None)
         for patch in self.patches:
-            kernel = patch.kernel(kernel)
+            kernel = patch.kernel(kernel, training)
         outputs = linear_output(self.layer, inputs, kernel)
         if self.layer.use_bias:
             channels_first = getattr(self.layer, "data_format", None) == "channels_first"
             trailing = (1,) * (len(outputs.shape) - 2) if channels_first else ()
             outputs = outputs + ops.reshape(self.shared_bias, (-1, *trailing))
         for patch in self.patches:
-            outputs = patch.output(outputs)
+            outputs = patch.output(outputs, inputs, training)
         return self.layer.activation(outputs) if self.layer.activation is not None else outputs
 
     def private_variables(self):

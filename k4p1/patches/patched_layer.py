@@ -5,9 +5,12 @@ layer, so that a task that is deleted frees its memory and a backbone does not g
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
+
+from k4p1 import errors
+from k4p1.patches.bit_packing import BitPacking
 
 TRAINED = "trained"
 FIXED = "fixed"
@@ -24,12 +27,14 @@ class PrivateVariable:
       name: its name within layer and kind, such as `gamma`.
       variable: the `keras.Variable`.
       role: `trained` (by gradients), `fixed`, `statistics` (moved by forward passes), or `random` (a seed).
+      storage: how a patch file holds it; None: as it is.
     """
 
     kind: str
     name: str
     variable: keras.Variable
     role: str
+    storage: BitPacking | None = None
 
 
 def view(layer: keras.layers.Layer, batch_normalise: bool) -> keras.layers.Layer:
@@ -69,23 +74,34 @@ class LayerPatch(keras.layers.Layer):
     """What one patch kind does to one convolution or dense layer; it owns the private variables.
 
     A layer computes `activation(op(x, kernel) + bias)`. A patch may change the kernel, or the linear output before the
-    activation. `replaces` names the shared variables that the patched layer no longer uses.
+    activation. `replaces` names the shared variables that the patched layer no longer uses; `order` says which of the
+    patches of a layer comes first, whatever the order of the spec.
     """
 
     kind: str = ""
+    order: int = 0
     replaces: frozenset[str] = frozenset()
 
     def bind(self, layer: keras.layers.Layer) -> None:
         """Creates the private variables for the shared, built `layer`, with values that leave its output unchanged."""
         raise TypeError(f"{type(self).__name__} must create its variables")
 
-    def kernel(self, kernel):
+    def adopt(self, factors: Mapping[str, keras.Variable]) -> None:
+        """Takes variables that tasks share in place of its own, by name, before `bind` (joint compression)."""
+        if factors:
+            raise errors.PatchError(f"patch '{self.kind}' has no factors to share; got {', '.join(sorted(factors))}")
+
+    def kernel(self, kernel, training: bool = False):
         """The kernel to use in place of `kernel` (None if it is replaced)."""
         return kernel
 
-    def output(self, outputs):
-        """The linear output to use in place of `outputs`, (..., channels)."""
+    def output(self, outputs, inputs, training: bool = False):
+        """The linear output to use in place of `outputs`, (..., channels); `inputs` are those of the layer."""
         return outputs
+
+    def multiply_adds(self, layer: keras.layers.Layer, positions: int) -> int:
+        """What it adds to the multiply-adds of one image before folding; `positions` are height times width put out."""
+        return 0
 
     def fold(self, kernel, bias, layer, others):
         """What `output` does, written into numpy arrays: returns (kernel, bias, others).
@@ -98,8 +114,9 @@ class LayerPatch(keras.layers.Layer):
         return kernel, bias, others
 
     def private_variables(self) -> list[PrivateVariable]:
-        """The variables of this patch, all trained unless a kind says otherwise."""
-        return [PrivateVariable(self.kind, v.name, v, TRAINED) for v in self.variables]
+        """The variables of this patch, all trained unless a kind says otherwise; seeds are not listed."""
+        floats = [v for v in self.variables if keras.backend.is_float_dtype(v.dtype)]
+        return [PrivateVariable(self.kind, v.name, v, TRAINED if v.trainable else FIXED) for v in floats]
 
 
 class PatchedLayer(keras.layers.Layer):

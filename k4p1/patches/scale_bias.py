@@ -53,7 +53,7 @@ class ScaleBias(kind.PatchKind):
             )
         return None
 
-    def layer_patch(self, layer):
+    def layer_patch(self, site):
         return OutputScaleBias()
 
     def why_nothing(self, network):
@@ -72,6 +72,7 @@ class OutputScaleBias(patched_layer.LayerPatch):
     """`y = scale * h + bias` per channel of a linear output h (..., channels); scale starts at 1, bias at 0."""
 
     kind = "scale_bias"
+    order = 6
 
     def bind(self, layer):
         channels = patched_convolution.output_channels(layer)
@@ -79,10 +80,13 @@ class OutputScaleBias(patched_layer.LayerPatch):
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones")
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros")
 
-    def output(self, outputs):
+    def output(self, outputs, inputs, training=False):
         trailing = (1,) * (len(outputs.shape) - 2) if self.channels_first else ()
         gamma, beta = (keras.ops.reshape(v, (-1, *trailing)) for v in (self.gamma, self.beta))
         return gamma * outputs + beta
+
+    def multiply_adds(self, layer, positions):
+        return positions * patched_convolution.output_channels(layer)
 
     def fold(self, kernel, bias, layer, others):
         gamma, beta = keras.ops.convert_to_numpy(self.gamma), keras.ops.convert_to_numpy(self.beta)

@@ -45,7 +45,8 @@ class PatchSpec:
         for name in names:
             if names.count(name) > 1:
                 raise errors.PatchError(f"patch kind '{name}' is given twice in '{self}'; join its options in one term")
-        if "full" in names and set(names) - {"full", "head"}:
+        full = self.get("full")
+        if full is not None and (full.layers, full.stage) == ("*", "all") and set(names) - {"full", "head"}:
             other = next(n for n in names if n not in ("full", "head"))
             raise errors.PatchError(f"'full' already makes every parameter private; take '{other}' out of '{self}'")
 

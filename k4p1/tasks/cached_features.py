@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from k4p1.data.pipeline import Pipeline
 from k4p1.engine.data_errors import data_errors
-from k4p1.patches.apply import PatchedModel
 from k4p1.patches.patched_layer import RANDOM
+from k4p1.patches.patched_model import PatchedModel
 
 
 class CachedFeatures:

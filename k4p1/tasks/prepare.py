@@ -11,8 +11,9 @@ from k4p1.backbones.backbone import Backbone
 from k4p1.data.open_source import open_source
 from k4p1.data.pipeline import Pipeline
 from k4p1.data.splits import Splits
-from k4p1.patches.apply import PatchedModel, apply_patches, head_is_shared
+from k4p1.patches.apply import apply_patches, head_is_shared
 from k4p1.patches.patched_layer import TRAINED
+from k4p1.patches.patched_model import PatchedModel
 from k4p1.tasks.losses import MeanLoss, Metrics
 from k4p1.tasks.task import Task
 

@@ -9,7 +9,8 @@ from k4p1 import backbones, errors
 from k4p1.backbones import build, scaling
 from k4p1.export.fold import fold
 from k4p1.export.patch_file import load_patch, save_patch
-from k4p1.patches.apply import PRIVATE, apply_patches
+from k4p1.patches.apply import apply_patches
+from k4p1.patches.patched_model import PRIVATE
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_mistakes_are_told_in_one_line(call, parts):
 
 
 def test_every_network_of_keras_applications_has_a_scaling():
-    known = build.networks()
+    known = build.applications()
     assert {"MobileNetV2", "InceptionV3", "DenseNet121", "ResNet50V2", "VGG16", "EfficientNetB0"} <= set(known)
     found = {name: next(value for prefix, value in build._FAMILIES if name.startswith(prefix)) for name in known}
     assert set(found.values()) <= set(scaling.SCALINGS)

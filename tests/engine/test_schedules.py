@@ -64,10 +64,12 @@ def test_unknown_names_show_the_nearest():
 
 
 def test_rates_and_decays_of_groups():
-    setting = Optimization(multipliers={"head": 0.1, "scale_bias": 10.0}, weight_decay={"shared": 1e-4})
-    assert setting.multiplier_of("head", "head") == 0.1
-    assert setting.multiplier_of("patch", "scale_bias") == 10.0
-    assert setting.multiplier_of("patch", "depthwise") == 1.0
+    setting = Optimization(
+        learning_rate=1.0, multipliers={"head": 0.1, "scale_bias": 10.0}, weight_decay={"shared": 1e-4}
+    )
+    assert setting.rate_of("head", "head") == 0.1
+    assert setting.rate_of("patch", "scale_bias") == 10.0
+    assert setting.rate_of("patch", "depthwise") == 1.0
     assert setting.decay_of("shared", "backbone", rank=4) == 1e-4
     assert setting.decay_of("shared", "backbone", rank=1) == 0.0
     assert setting.decay_of("patch", "depthwise", rank=4) == 0.0

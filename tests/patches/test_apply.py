@@ -10,8 +10,9 @@ from keras import layers
 
 from k4p1 import backbones, errors
 from k4p1.export.fold import fold
-from k4p1.patches.apply import PRIVATE, RANDOM, SHARED, apply_patches
-from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED
+from k4p1.patches.apply import apply_patches
+from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED
+from k4p1.patches.patched_model import PRIVATE, SHARED
 
 
 def build(backbone, spec, **options):

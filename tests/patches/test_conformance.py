@@ -17,8 +17,9 @@ from k4p1 import backbones, errors
 from k4p1.export.fold import fold
 from k4p1.export.patch_file import load_patch, save_head, save_patch
 from k4p1.patches import PatchSpec
-from k4p1.patches.apply import PRIVATE, SHARED, apply_patches, head_is_shared
+from k4p1.patches.apply import apply_patches, head_is_shared
 from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED, PatchedLayer
+from k4p1.patches.patched_model import PRIVATE, SHARED
 
 SHAPES = {
     "conv_3x3": lambda bias: layers.Conv2D(6, 3, padding="same", use_bias=bias, name="patched"),

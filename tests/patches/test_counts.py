@@ -2,8 +2,9 @@
 
 import pytest
 
-from k4p1.patches.apply import PRIVATE, SHARED, apply_patches
+from k4p1.patches.apply import apply_patches
 from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED
+from k4p1.patches.patched_model import PRIVATE, SHARED
 
 IMAGENET = 1000
 

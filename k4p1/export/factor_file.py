@@ -1,0 +1,65 @@
+"""Factor files: the adapter factors beta that tasks share after joint compression (RA, section 3.4)."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from k4p1 import artifact, content_hash, errors
+from k4p1.patches.patched_model import PatchedModel
+
+FORMAT = "k4p1-factors"
+VERSION = 1
+
+
+def save_factors(folder: str | pathlib.Path, factors: Mapping[str, np.ndarray], backbone: str, tasks: Sequence[str]) -> str:
+    """Writes factors, named by their fingerprint, and returns it.
+
+    Args:
+      folder: of factor files.
+      factors: beta (C, K) by key `layer/kind/beta`.
+      backbone: fingerprint of the backbone.
+      tasks: that share them, for people to read.
+    """
+    fingerprint = content_hash.digest(factors)
+    metadata = {"backbone_fingerprint": backbone, "tasks": json.dumps(list(tasks))}
+    artifact.write(_path(folder, fingerprint), FORMAT, VERSION, factors, metadata)
+    return fingerprint
+
+
+def load_factors(folder: str | pathlib.Path | None, fingerprint: str, backbone: str) -> dict[str, keras.Variable]:
+    """The factors with a fingerprint, as variables that task models can share.
+
+    Args:
+      folder: of factor files.
+      fingerprint: that a patch file refers to.
+      backbone: fingerprint of the backbone that they are to be used on.
+
+    Raises:
+      ArtifactError: no folder, no file, damaged, other factors under this name, or factors for another backbone.
+    """
+    if folder is None:
+        raise errors.ArtifactError(f"the patch uses shared factors ({fingerprint[:12]}); give the folder of factor files")
+    path = _path(folder, fingerprint)
+    if not path.is_file():
+        raise errors.ArtifactError(f"the patch uses shared factors {fingerprint[:12]}, and there is no file {path}")
+    tensors, metadata = artifact.read(path, FORMAT, VERSION)
+    if content_hash.digest(tensors) != fingerprint:
+        raise errors.ArtifactError(f"{path} holds other factors ({content_hash.digest(tensors)[:12]}) than the patch uses")
+    if metadata["backbone_fingerprint"] != backbone:
+        raise errors.ArtifactError(
+            f"{path} is for a backbone with fingerprint {metadata['backbone_fingerprint'][:12]}, not {backbone[:12]}"
+        )
+    return {key: keras.Variable(value, trainable=False, name=key.rsplit("/", 1)[1]) for key, value in tensors.items()}
+
+
+def factors_fingerprint(patched: PatchedModel) -> str:
+    """Hash of the factors that a task model shares with others, or an empty string."""
+    factors = {key: keras.ops.convert_to_numpy(variable) for key, variable in patched.factors().items()}
+    return content_hash.digest(factors) if factors else ""
+
+
+def _path(folder: str | pathlib.Path, fingerprint: str) -> pathlib.Path:
+    return pathlib.Path(folder) / f"{fingerprint[:16]}.safetensors"
