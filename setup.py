@@ -42,6 +42,7 @@ setuptools.setup(
         "gin-config>=0.5",
         "importlib_resources>=6",  # tensorflow-datasets imports it and does not ask for it
         "keras>=3.12,<3.16",
+        "matplotlib>=3.9,<4",
         "numpy>=2.1",
         "pyyaml>=6",
         "rich>=14",

@@ -22,16 +22,16 @@ STEPS = {"gtsrb": 1000, "omniglot8": 800, "signdigits": 400, "dtd10": 400}
 METHODS = {  # name: (patch spec, learning rate)
     "head": ("head", 1e-2),
     "scale_bias": ("scale_bias+head", 1e-2),
-    "parallel_adapter": ("parallel_adapter+scale_bias+head", 3e-3),
-    "series_adapter": ("series_adapter+scale_bias+head", 3e-3),
-    "mask, BN frozen": ("mask+head", 3e-3),
-    "mask, BN private": ("mask+scale_bias+head", 3e-3),
-    "lora": ("lora+scale_bias+head", 3e-3),
-    "dan": ("dan+scale_bias+head", 3e-3),
+    "parallel_adapter": ("parallel_adapter+scale_bias+head", 1e-2),
+    "series_adapter": ("series_adapter+scale_bias+head", 1e-2),
+    "mask, BN frozen": ("mask+head", 1e-2),
+    "mask, BN private": ("mask+scale_bias+head", 1e-2),
+    "lora": ("lora+scale_bias+head", 1e-2),
+    "dan": ("dan+scale_bias+head", 1e-2),
     "full": ("full", 1e-3),
-    "series, alpha = 0, BN frozen": ("series_adapter+head", 3e-3),
-    "series, random alpha, BN frozen": ("series_adapter(std=0.1)+head", 3e-3),
-    "series, random alpha, BN private": ("series_adapter(std=0.1)+scale_bias+head", 3e-3),
+    "series, alpha = 0, BN frozen": ("series_adapter+head", 1e-2),
+    "series, random alpha, BN frozen": ("series_adapter(std=0.1)+head", 1e-2),
+    "series, random alpha, BN private": ("series_adapter(std=0.1)+scale_bias+head", 1e-2),
 }
 DEFAULT_METHODS = list(METHODS)[:9]
 
@@ -118,8 +118,8 @@ def main():
                         lines.append(measure(a, task, method, seed, rate))
                         with out.open("a") as file:
                             file.write(json.dumps(lines[-1]) + "\n")
-                        line = lines[-1]
-                        print(task, method, seed, line["rate"], line["validation_accuracy"], line["test_accuracy"], flush=True)
+                        shown = ("task", "method", "seed", "rate", "validation_accuracy", "test_accuracy")
+                        print(*(lines[-1][name] for name in shown), flush=True)
     print("\n".join(table(lines)))
 
 

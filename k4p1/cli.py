@@ -77,6 +77,27 @@ def _export_flags(f: flags.FlagValues) -> None:
     flags.DEFINE_string("export_dir", None, "Where <task>/<version>/ is written.", flag_values=f, required=True)
 
 
+def _compress_flags(f: flags.FlagValues) -> None:
+    where = "Folder of a finished run; may be repeated for runs on the same backbone."
+    flags.DEFINE_multi_string("model_dir", None, where, flag_values=f, required=True)
+    flags.DEFINE_list("tasks", [], "Tasks to compress together, a,b,c; all if not given.", flag_values=f)
+    rank = "Rank of the shared factors as a share of the channels, such as 0.5."
+    flags.DEFINE_float("rank", None, rank, flag_values=f)
+    budget = "In place of --rank: size of all factors, such as 200KB or 1.5MB; ranks follow the energy."
+    flags.DEFINE_string("budget", None, budget, flag_values=f)
+    output = "New folder for the compressed tasks; by default 'compressed' in the first --model_dir."
+    flags.DEFINE_string("output_dir", None, output, flag_values=f)
+    steps = "Steps a task in which its own factors learn on; 0 for none."
+    flags.DEFINE_integer("finetune_steps", 0, steps, flag_values=f, lower_bound=0)
+    flags.DEFINE_float("learning_rate", 1e-3, "Of these steps.", flag_values=f)
+
+
+def _sparsity_flags(f: flags.FlagValues) -> None:
+    _model_dir(f, "Folder of a finished run.")
+    _task(f)
+    flags.DEFINE_string("plot", None, "Picture to write: a .png, .svg or .pdf file.", flag_values=f)
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A subcommand.
@@ -101,9 +122,17 @@ COMMANDS = {
     "finetune": Command(
         "Train the patch of one new task on a frozen backbone.", "", _run_flags("finetune"), f"{_CLUSTER}:finetune"
     ),
+    "decathlon": Command(
+        "Train a patch for each of several tasks and score them together.",
+        "",
+        _run_flags("decathlon"),
+        f"{_CLUSTER}:decathlon",
+    ),
     "evaluate": Command("Metrics of finished tasks on a split.", define=_evaluate_flags),
     "predict": Command("The most probable labels of images.", "IMAGE ...", _predict_flags),
     "export": Command("Write one SavedModel a task.", define=_export_flags),
+    "compress": Command("Compress the adapters of several finished tasks together.", define=_compress_flags),
+    "sparsity": Command("Show how much of every layer masks take away.", define=_sparsity_flags),
     "inspect": Command("Describe a patch file, backbone, checkpoint, model dir or export.", "PATH"),
     "status": Command("Where a running or finished run stands.", "MODEL_DIR", function=f"{_CLUSTER}:show_status"),
     "configs": Command("List the shipped gin files."),

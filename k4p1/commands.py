@@ -1,20 +1,23 @@
 """What the subcommands do: flags in, text and files out."""
 
+import pathlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from k4p1 import config, errors, gin_files
+from k4p1 import config, errors, gin_files, sizes
 from k4p1.cluster.parent import end_with_parent
 from k4p1.cluster.restart import start_again
+from k4p1.engine.optimization import Optimization
+from k4p1.experiments import compress as compression
 from k4p1.experiments import evaluate as evaluation
-from k4p1.experiments import inspection, tables
+from k4p1.experiments import inspection, sparsity_report, tables
 
 
 def run(name: str, f: flags.FlagValues) -> int:
-    """`k4p1 train` and `k4p1 finetune`, on this machine or as coordinator of the cluster in `TF_CONFIG`."""
+    """`k4p1 train`, `finetune` and `decathlon`, on this machine or as coordinator of the cluster in `TF_CONFIG`."""
     end_with_parent(gently=True)
     # A file on the command line replaces the default one.
     text = config.load(f.gin_file, f.gin_bindings)
@@ -59,6 +62,39 @@ def export(f: flags.FlagValues) -> None:
     """`k4p1 export`."""
     for task, (path, difference) in evaluation.export(f.model_dir, f.export_dir, f.task).items():
         print(f"task '{task}': {path}; largest difference of the logits on a probe batch: {difference:.2g}")
+
+
+def compress(f: flags.FlagValues) -> None:
+    """`k4p1 compress`."""
+    output = pathlib.Path(f.output_dir or pathlib.Path(f.model_dir[0]) / "compressed").expanduser()
+    budget = None if f.budget is None else sizes.parse_bytes(f.budget, "--budget")
+    optimization = Optimization(learning_rate=f.learning_rate)
+    done = compression.compress(f.model_dir, output, f.tasks, f.rank, budget, f.finetune_steps, optimization)
+    columns = ["task", "accuracy before", "after", *(["fine-tuned"] if done.accuracy_finetuned else [])]
+    measured = [done.accuracy_before, done.accuracy_after, *([done.accuracy_finetuned] if done.accuracy_finetuned else [])]
+    rows = [(task, *(f"{accuracy[task]:.4f}" for accuracy in measured)) for task in done.accuracy_before]
+    tables.print_rows("Joint compression", columns, rows)
+    ranks = sorted(done.ranks.values())
+    print(f"ranks of {len(ranks)} layers: {ranks[0]} to {ranks[-1]}; energy kept: {100 * done.energy:.2f}%")
+    share = done.bytes_after / done.bytes_before
+    print(f"adapters: {done.bytes_before:,} bytes before, {done.bytes_after:,} after, shared factors included ({share:.0%})")
+    print(f"compressed tasks: {done.folder}")
+    if done.accuracy_finetuned:
+        print(f"fine-tuned tasks: {done.folder / compression.FINETUNED}")
+
+
+def sparsity(f: flags.FlagValues) -> None:
+    """`k4p1 sparsity`."""
+    found = sparsity_report.sparsity_of_tasks(f.model_dir, f.task)
+    for task, layers in found.items():
+        rows = [
+            (s.layer, f"{s.weights:,}", f"{s.zeros:,}", f"{100 * s.zeros / s.weights:.2f}", f"{s.negated:,}") for s in layers
+        ]
+        title = f"Mask of task '{task}': {100 * sparsity_report.total(layers):.2f}% of the weights are zero"
+        tables.print_rows(title, ("layer", "weights", "masked out", "%", "negated"), rows)
+    if f.plot:
+        sparsity_report.plot(found, f.plot)
+        print(f"plot: {f.plot}")
 
 
 def inspect(f: flags.FlagValues, paths: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import gin
 from k4p1 import backbones, engine, errors, gin_files
 from k4p1.engine import optimizers, schedules
-from k4p1.experiments import multitask, transfer
+from k4p1.experiments import decathlon, multitask, transfer
 from k4p1.tasks import Task
 
 _MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
@@ -18,6 +18,7 @@ _REFERENCE = re.compile(r"%(\w+)")
 _CONFIGURABLES = {
     "train": multitask.train,
     "finetune": transfer.finetune,
+    "decathlon": decathlon.decathlon,
     "Task": Task,
     "mobilenet_v2": backbones.mobilenet_v2,
     "inception_v3": backbones.inception_v3,

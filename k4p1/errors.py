@@ -62,6 +62,10 @@ class Interrupted(K4p1Error):
     exit_code = 130
 
 
+class PatchWarning(UserWarning):
+    """A patch that works, and is hardly what its user wants: larger than what it adapts, or letting nothing through."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The clause `did you mean 'x'? ` for the known name closest to `name`, or an empty string."""
     known = sorted(known)

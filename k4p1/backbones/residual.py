@@ -55,7 +55,7 @@ def resnet26(width: float = 1.0, dropout: float = 0.0) -> keras.Model:
 
 
 def cifar_resnet(depth: int = 56) -> keras.Model:
-    """The residual nets for CIFAR of He et al. 2016 (section 4.2): three stages of (depth - 2) / 6 blocks, 16, 32, 64 channels.
+    """The CIFAR nets of He et al. 2016 (section 4.2): three stages of (depth - 2) / 6 blocks, 16, 32, 64 channels.
 
     Shortcuts are subsampled and filled up with zero channels on both sides.
 

@@ -21,6 +21,11 @@ def finetune(f: flags.FlagValues) -> int:
     return _run("finetune", f)
 
 
+def decathlon(f: flags.FlagValues) -> int:
+    """`k4p1 decathlon`."""
+    return _run("decathlon", f)
+
+
 def _run(name: str, f: flags.FlagValues) -> int:
     if f.model_dir is None and not f.dry_run:
         raise errors.ConfigError(f"k4p1 {name} wants --model_dir, or --dry_run")

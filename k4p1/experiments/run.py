@@ -11,27 +11,24 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import artifact, errors, status_file
-from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.cluster import spec as cluster_spec
 from k4p1.engine.bookkeeping import TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
-from k4p1.engine.evaluation import Evaluator
-from k4p1.engine.groups import STATISTICS, ParameterGroup, plan_groups, write_back
+from k4p1.engine.groups import ParameterGroup, plan_groups, write_back
 from k4p1.engine.optimization import Optimization
-from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
 from k4p1.engine.store import Store
 from k4p1.engine.training import Trainer
 from k4p1.experiments import tables
+from k4p1.experiments.finishing import finish, recalibrate
 from k4p1.experiments.model_dir import ModelDir, plain_task
 from k4p1.experiments.run_lock import check_usable, run_lock
 from k4p1.experiments.settings import RunSettings
-from k4p1.export import patch_file
+from k4p1.experiments.starting import read_starts
 from k4p1.patches.apply import head_is_shared
-from k4p1.patches.patched_layer import FIXED, TRAINED
-from k4p1.patches.patched_model import PRIVATE, SHARED, PatchedModel
+from k4p1.patches.patched_model import PatchedModel
 from k4p1.status_file import StatusFile
 from k4p1.tasks.cached_features import CachedFeatures
 from k4p1.tasks.prepare import PreparedTask, prepare_tasks
@@ -143,9 +140,11 @@ def _run(
         _, groups, vectors = _train(prepared, optimization, settings, place, split="train+validation")
     # 5. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
     write_back(groups, vectors)
-    _recalibrate(prepared, settings.recalibration_batches)
+    recalibrate(prepared, settings.recalibration_batches)
     evaluated = ("test",) if settings.refit else ("validation", "test")  # a refit has trained on validation images
-    result = _finish(backbone, prepared, folder, shared_trained, trainer, evaluated)
+    result = finish(backbone, prepared, folder, shared_trained, trainer.progress.skipped, evaluated)
+    if accounts := getattr(trainer, "accounts", None):
+        result["cluster"] = accounts.as_json()
     if folder is not None:
         artifact.write_json(folder.result, result)
     if not settings.quiet:
@@ -159,7 +158,14 @@ def _prepare(
     keras.config.set_dtype_policy(settings.precision)
     keras.utils.set_random_seed(settings.seed)
     backbone = backbone() if callable(backbone) else backbone
-    prepared = prepare_tasks(backbone, tasks, shared_trained=shared_trained, steps=settings.steps, seed=settings.seed)
+    prepared = prepare_tasks(
+        backbone,
+        tasks,
+        shared_trained=shared_trained,
+        steps=settings.steps,
+        seed=settings.seed,
+        starts=read_starts(tasks, backbone),
+    )
     if not shared_trained:
         _warn_of_random_heads(prepared)
     return backbone, prepared
@@ -278,73 +284,6 @@ def _train(
         store = Store(groups, optimization, steps, loss_scaled)
         trainer = Trainer(training_tasks, store, reporter, checkpoints, jit_compile=settings.jit_compile, **how)
         return trainer, groups, trainer.run(stop_after)
-
-
-def _recalibrate(prepared: Sequence[PreparedTask], batches: int) -> None:
-    """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones."""
-    groups = plan_groups({task.name: task.patched for task in prepared}, Optimization())
-    tasks = [PureTask(task.name, task.patched, groups) for task in prepared]
-    population = PopulationStatistics(tasks, {task.name: task.pipeline.calibration for task in prepared})
-    write_back(groups, population({group.name: group.initial() for group in groups}, batches))
-
-
-def _finish(
-    backbone: Backbone,
-    prepared: Sequence[PreparedTask],
-    folder: ModelDir | None,
-    shared_trained: bool,
-    trainer: "Trainer | ClusterTrainer",
-    evaluated: Sequence[str],
-) -> dict[str, Any]:
-    """Evaluates every task on the splits `evaluated` and writes backbone, heads and patches."""
-    if folder is not None:
-        backbone_files.save(backbone, folder.backbone)
-    groups = plan_groups({task.name: task.patched for task in prepared}, Optimization())
-    vectors = {group.name: group.initial() for group in groups}
-    shared = {
-        p.key: p.size for t in prepared for p in t.patched.parameters if p.owner == SHARED and p.role in (TRAINED, FIXED)
-    }
-    result: dict[str, Any] = {"shared_parameters": sum(shared.values()), "shared_trained": shared_trained, "tasks": {}}
-    for task in prepared:
-        evaluator = Evaluator(PureTask(task.name, task.patched, groups), task.metrics)
-        entry: dict[str, Any] = {
-            "steps": task.steps,
-            "patch": str(task.patched.spec),
-            "private_parameters": task.patched.count(PRIVATE, TRAINED, FIXED),
-            "private_trained": task.patched.count(PRIVATE, TRAINED),
-            "private_fixed": task.patched.count(PRIVATE, FIXED),
-            "private_statistics": task.patched.count(PRIVATE, STATISTICS),
-            "patch_bytes": None,
-            "validation_accuracy": None,
-            "skipped_images": _skipped(task, trainer),
-        }
-        for split in evaluated:
-            if task.splits.has(split):
-                metrics = evaluator(vectors, task.pipeline.sequential(split))
-                entry |= {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
-        if folder is not None:
-            path = folder.patch(task.name)
-            patch_file.save_patch(
-                path, task.patched, backbone, task=task.name, labels=task.labels, dropout=task.task.dropout
-            )
-            if head_is_shared(task.patched.spec):
-                patch_file.save_head(folder.heads, task.patched, task.labels)
-            entry["patch_bytes"] = path.stat().st_size
-        result["tasks"][task.name] = entry
-    if accounts := getattr(trainer, "accounts", None):
-        result["cluster"] = accounts.as_json()
-    return result
-
-
-def _skipped(task: PreparedTask, trainer: "Trainer | ClusterTrainer") -> int:
-    """Corrupt images of the training split; names the first ones."""
-    if not trainer.progress.skipped.get(task.name):
-        return 0
-    bad = task.pipeline.skipped("train")
-    named = task.pipeline.corrupt_files("train", limit=5)
-    listed = f": {', '.join(named)}" if named else ""
-    print(f"task '{task.name}': {bad} corrupt images of its training split were skipped{listed}")
-    return bad
 
 
 def _warn_of_random_heads(prepared: Sequence[PreparedTask]) -> None:

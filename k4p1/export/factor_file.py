@@ -1,11 +1,8 @@
 """Factor files: the adapter factors beta that tasks share after joint compression (RA, section 3.4)."""
 
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
 
 import keras
-import numpy as np
 
 from k4p1 import artifact, content_hash, errors
 from k4p1.patches.patched_model import PatchedModel
@@ -14,18 +11,17 @@ FORMAT = "k4p1-factors"
 VERSION = 1
 
 
-def save_factors(folder: str | pathlib.Path, factors: Mapping[str, np.ndarray], backbone: str, tasks: Sequence[str]) -> str:
-    """Writes factors, named by their fingerprint, and returns it.
+def save_factors(folder: str | pathlib.Path, patched: PatchedModel, backbone: str) -> str:
+    """Writes the factors that a task model shares with others, named by their fingerprint, and returns it.
 
     Args:
       folder: of factor files.
-      factors: beta (C, K) by key `layer/kind/beta`.
+      patched: a task model with factors beta (C, K), key `layer/kind/beta`.
       backbone: fingerprint of the backbone.
-      tasks: that share them, for people to read.
     """
+    factors = {key: keras.ops.convert_to_numpy(variable) for key, variable in patched.factors().items()}
     fingerprint = content_hash.digest(factors)
-    metadata = {"backbone_fingerprint": backbone, "tasks": json.dumps(list(tasks))}
-    artifact.write(_path(folder, fingerprint), FORMAT, VERSION, factors, metadata)
+    artifact.write(_path(folder, fingerprint), FORMAT, VERSION, factors, {"backbone_fingerprint": backbone})
     return fingerprint
 
 

@@ -94,7 +94,7 @@ class Adapter(patched_layer.LayerPatch):
         if not self.rank:
             self.alpha = self.add_weight(name="alpha", shape=(rows, columns), initializer=start)
             return
-        if self.rank > min(rows, columns):
+        if self.rank > min(rows, columns) and self._adopted is None:
             raise errors.PatchError(
                 f"{self.kind}(rank={self.rank}) is more than layer '{layer.name}' has channels: {rows} in, {columns} out; "
                 f"wanted at most {min(rows, columns)}, or other layers="

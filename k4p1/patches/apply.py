@@ -1,5 +1,7 @@
 """Applies a patch spec to a backbone: the task model and the list of its parameters."""
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -11,9 +13,12 @@ from k4p1.backbones.site import LayerSite
 from k4p1.patches import patched_convolution
 from k4p1.patches.head import Head
 from k4p1.patches.kind import PatchKind
+from k4p1.patches.mask import sparsity
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable, view
 from k4p1.patches.patched_model import FACTORS, PRIVATE, SHARED, Parameter, PatchedModel
 from k4p1.patches.spec import PatchSpec
+
+_FLOAT_BITS = 32
 
 
 def apply_patches(
@@ -99,9 +104,45 @@ def apply_patches(
         listing.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), (site, (), {}))[1])
     listing.add_head(head, spec, is_shared_head)
     listing.add_rest(model)
-    return PatchedModel(
+    patched = PatchedModel(
         model, tuple(listing.parameters), spec, head, listing.momentum, frozenset(listing.recalibrated), (height, width)
     )
+    _warn_of_large_patches(backbone, patched)
+    warn_of_zeroed_layers(patched)
+    return patched
+
+
+def warn_of_zeroed_layers(patched: PatchedModel) -> None:
+    """Warns of layers whose every weight is masked out: nothing passes them."""
+    zeroed = [layer.layer for layer in sparsity(patched) if layer.zeros == layer.weights]
+    if zeroed:
+        warnings.warn(
+            f"task '{patched.model.name}': its mask takes every weight of {len(zeroed)} layers (first: '{zeroed[0]}'); "
+            "nothing passes them. Lower threshold= below initial=, or the learning rate of the scores",
+            errors.PatchWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_large_patches(backbone: Backbone, patched: PatchedModel) -> None:
+    owned: dict[tuple[str, str], int] = {}
+    for p in patched.parameters:
+        if p.owner == PRIVATE and p.role in (TRAINED, FIXED):
+            place = p.key.rsplit("/", 2)[0], p.kind
+            owned[place] = owned.get(place, 0) + p.stored_bits
+    larger = []
+    for site in backbone.sites:
+        bits = sum(_FLOAT_BITS * math.prod(v.shape) for v in site.layer.variables)
+        if patched_convolution.kernel_name(site.layer):
+            larger += [(*place, size, bits) for place, size in owned.items() if place[0] == site.name and size > bits]
+    if larger:
+        name, kind, patch, layer = larger[0]
+        warnings.warn(
+            f"task '{patched.model.name}': patch '{kind}' is larger than the layer that it adapts in {len(larger)} layers "
+            f"(first: '{name}', {patch // 8:,} bytes against {layer // 8:,}); 'full(layers=...)' would cost less there",
+            errors.PatchWarning,
+            stacklevel=3,
+        )
 
 
 def make_head(classes: int, seed: int) -> keras.layers.Dense:

@@ -42,7 +42,9 @@ class FilterCombination(patched_layer.LayerPatch):
         columns = layer.kernel.shape[-1]
         self.combination = self.add_weight(name="combination", shape=(columns, columns), initializer="identity")
         self.data_format = layer.data_format
-        self.bias_change = self.add_weight(name="bias_change", shape=(columns,)) if layer.use_bias else None
+        self.bias_change = None
+        if layer.use_bias:
+            self.bias_change = self.add_weight(name="bias_change", shape=(columns,), initializer="zeros")
 
     def kernel(self, kernel, training=False):
         kernel = ops.convert_to_tensor(kernel)

@@ -148,8 +148,3 @@ def sparsity(patched: PatchedModel) -> list[LayerSparsity]:
             size = math.prod(scores.shape)
             found.append(LayerSparsity(parameter.key.rsplit("/", 2)[0], size, size - kept - negated, negated))
     return found
-
-
-def zeroed_layers(patched: PatchedModel) -> list[str]:
-    """The layers whose every weight is masked out: nothing passes them."""
-    return [layer.layer for layer in sparsity(patched) if layer.zeros == layer.weights]

@@ -2,7 +2,8 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import keras
 
@@ -16,6 +17,15 @@ from k4p1.patches.patched_layer import TRAINED
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.tasks.losses import MeanLoss, Metrics
 from k4p1.tasks.task import Task
+
+
+class Start(Protocol):
+    """The values that a task starts from: adapter factors that it shares, and the rest."""
+
+    factors: Mapping[str, keras.Variable]
+
+    def write(self, patched: PatchedModel) -> None:
+        """Writes the rest into the task model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +63,13 @@ class PreparedTask:
 
 
 def prepare_tasks(
-    backbone: Backbone, tasks: Sequence[Task], *, shared_trained: bool, steps: int | None = None, seed: int = 0
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    *,
+    shared_trained: bool,
+    steps: int | None = None,
+    seed: int = 0,
+    starts: Mapping[str, Start] | None = None,
 ) -> list[PreparedTask]:
     """Prepares the tasks of a run.
 
@@ -63,6 +79,7 @@ def prepare_tasks(
       shared_trained: whether shared weights are learned.
       steps: step target of a task of weight 1 that names none.
       seed: of heads, validation splits and data order.
+      starts: values that tasks start from, by task.
 
     Raises:
       ConfigError: no task, a name used twice, or an image too small.
@@ -83,6 +100,7 @@ def prepare_tasks(
         task_seed = zlib.crc32(f"{seed}/{task.name}".encode()) & 0x7FFFFFFF
         source = open_source(task.data, task.data_dir)
         splits = Splits(source, seed=seed, validation=task.validation)
+        start = (starts or {}).get(task.name)
         patched = apply_patches(
             backbone,
             task.patch,
@@ -90,10 +108,13 @@ def prepare_tasks(
             image_size=task.image_size,
             shared_trained=shared_trained,
             shared_head=shared_heads.get(source.labels),
+            factors=start.factors if start else None,
             dropout=task.dropout,
             seed=task_seed,
             name=task.name,
         )
+        if start:
+            start.write(patched)
         if head_is_shared(patched.spec):
             shared_heads.setdefault(source.labels, patched.head)
         pipeline = Pipeline(

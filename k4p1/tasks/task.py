@@ -34,6 +34,8 @@ class Task:
       validation: share of train to hold out where the data has no validation split; 0 for none.
       workers: how many workers of a cluster serve the task; None: a share of those that no task names.
       worker_share: that share, relative to other tasks without `workers`.
+      start: path of a patch file whose values the task starts from; of the same kinds, on the same backbone. A trained alpha
+        may start an adapter of lower rank.
       cache: keep decoded images in memory; None: when they take less than 1 GiB.
 
     Raises:
@@ -58,6 +60,7 @@ class Task:
     learning_rate: float | None = None
     schedule: schedules.Schedule | None = None
     validation: float = 0.1
+    start: str = ""
     cache: bool | None = None
     workers: int | None = None
     worker_share: float = 1.0

@@ -64,9 +64,7 @@ def test_unknown_names_show_the_nearest():
 
 
 def test_rates_and_decays_of_groups():
-    setting = Optimization(
-        learning_rate=1.0, multipliers={"head": 0.1, "scale_bias": 10.0}, weight_decay={"shared": 1e-4}
-    )
+    setting = Optimization(learning_rate=1.0, multipliers={"head": 0.1, "scale_bias": 10.0}, weight_decay={"shared": 1e-4})
     assert setting.rate_of("head", "head") == 0.1
     assert setting.rate_of("patch", "scale_bias") == 10.0
     assert setting.rate_of("patch", "depthwise") == 1.0

@@ -1,0 +1,72 @@
+"""Where a task starts from: the values of a patch file that was trained before."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from k4p1 import artifact, errors
+from k4p1.backbones.backbone import Backbone
+from k4p1.export import factor_file, patch_file
+from k4p1.patches.joint_compression import low_rank
+from k4p1.patches.patched_model import PatchedModel
+from k4p1.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """The values that a task starts from.
+
+    Attributes:
+      path: of the patch file.
+      tensors: its values by stored key.
+      factors: adapter factors that the file shares with others.
+    """
+
+    path: pathlib.Path
+    tensors: Mapping[str, np.ndarray]
+    factors: Mapping[str, keras.Variable]
+
+    def write(self, patched: PatchedModel) -> None:
+        """Writes the values into a task model; a trained alpha becomes the nearest factors where the model has a rank.
+
+        Raises:
+          ArtifactError: the file does not fit the model's patch.
+        """
+        wanted = {p.stored_key: p.stored_shape for p in patched.owned()}
+        tensors = dict(self.tensors)
+        for key in self.tensors:
+            place, _, name = key.rpartition("/")
+            if name == "alpha" and key not in wanted and f"{place}/gamma" in wanted:
+                beta, gamma = low_rank(tensors.pop(key), wanted[f"{place}/gamma"][1])
+                tensors |= {f"{place}/beta": beta, f"{place}/gamma": gamma}
+        patched.restore(tensors, f"task '{patched.model.name}' ('{patched.spec}'), which starts from {self.path}")
+
+
+def read_starts(tasks: Sequence[Task], backbone: Backbone) -> dict[str, Start]:
+    """The starts of the tasks that name one.
+
+    Raises:
+      ArtifactError: missing, damaged, or for another backbone.
+    """
+    starts = {}
+    fingerprint = backbone.fingerprint() if any(task.start for task in tasks) else ""
+    for task in tasks:
+        if not task.start:
+            continue
+        path = pathlib.Path(task.start).expanduser()
+        tensors, metadata = artifact.read(path, patch_file.FORMAT, patch_file.VERSION)
+        info = patch_file.PatchInfo.from_metadata(metadata)
+        if info.fingerprint != fingerprint:
+            raise errors.ArtifactError(
+                f"task '{task.name}' cannot start from {path}: it is for a '{info.backbone}' with fingerprint "
+                f"{info.fingerprint[:12]}, the backbone given has {fingerprint[:12]}"
+            )
+        factors = {}
+        if info.factors:
+            beside = path.resolve().parents[2] / "backbone" / "factors"  # of the model_dir that the file is in
+            factors = factor_file.load_factors(beside, info.factors, fingerprint)
+        starts[task.name] = Start(path, tensors, factors)
+    return starts
