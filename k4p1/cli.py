@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from absl import flags
@@ -128,6 +129,9 @@ COMMANDS = {
         _run_flags("decathlon"),
         f"{_CLUSTER}:decathlon",
     ),
+    "packnet": Command(
+        "Pack tasks into one network by pruning, one after another.", "", _run_flags("packnet"), f"{_CLUSTER}:packnet"
+    ),
     "evaluate": Command("Metrics of finished tasks on a split.", define=_evaluate_flags),
     "predict": Command("The most probable labels of images.", "IMAGE ...", _predict_flags),
     "export": Command("Write one SavedModel a task.", define=_export_flags),
@@ -199,8 +203,18 @@ def _dispatch(argv: list[str], debug: bool) -> int:
     module, _, function = (command.function or f"k4p1.commands:{name}").partition(":")
     if not (debug or command.function):
         quiet_tensorflow.import_quietly()
+    warnings.simplefilter("always", errors.PatchWarning)
+    warnings.showwarning = _show_warning
     called = getattr(importlib.import_module(module), function)
     return (called(values, positional) if command.arguments else called(values)) or 0
+
+
+def _show_warning(message, category, *where, file=None, line=None) -> None:
+    """k4p1's own warnings as one line; others as Python shows them."""
+    if issubclass(category, errors.PatchWarning):
+        print(f"k4p1: warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *where, line), end="", file=file or sys.stderr)
 
 
 def _overview() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import gin
 from k4p1 import backbones, engine, errors, gin_files
 from k4p1.engine import optimizers, schedules
-from k4p1.experiments import decathlon, multitask, transfer
+from k4p1.experiments import decathlon, multitask, packnet, transfer
 from k4p1.tasks import Task
 
 _MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
@@ -19,10 +19,12 @@ _CONFIGURABLES = {
     "train": multitask.train,
     "finetune": transfer.finetune,
     "decathlon": decathlon.decathlon,
+    "packnet": packnet.packnet,
     "Task": Task,
     "mobilenet_v2": backbones.mobilenet_v2,
     "inception_v3": backbones.inception_v3,
     "application": backbones.application,
+    "load_backbone": backbones.load,
     "resnet26": backbones.resnet26,
     "cifar_resnet": backbones.cifar_resnet,
     "wide_resnet": backbones.wide_resnet,

@@ -26,6 +26,11 @@ def decathlon(f: flags.FlagValues) -> int:
     return _run("decathlon", f)
 
 
+def packnet(f: flags.FlagValues) -> int:
+    """`k4p1 packnet`."""
+    return _run("packnet", f)
+
+
 def _run(name: str, f: flags.FlagValues) -> int:
     if f.model_dir is None and not f.dry_run:
         raise errors.ConfigError(f"k4p1 {name} wants --model_dir, or --dry_run")

@@ -10,6 +10,8 @@ from k4p1.data.source import Source
 class Tfds(Source):
     """A classification data set of TFDS with an image and a class label.
 
+    Where the labels of its test split are hidden (-1, as in `visual_domain_decathlon`), its validation split stands for it.
+
     Args:
       name: a TFDS name such as `cifar100` or `oxford_flowers102:2.1.1`, or the directory of a prepared data set, the one
         that holds `dataset_info.json`.
@@ -43,6 +45,10 @@ class Tfds(Source):
         self._label = self._find(features, tfds.features.ClassLabel)
         label = features[self._label]
         self.labels = tuple(label.names)
+        self._own_names = {name: name for name in self._builder.info.splits}
+        if {"test", "validation"} <= set(self._own_names) and self._is_hidden("test"):
+            del self._own_names["validation"]
+            self._own_names["test"] = "validation"
 
     def _prepare(self, download: bool) -> None:
         if not download:
@@ -62,13 +68,21 @@ class Tfds(Source):
         raise errors.DataError(f"TFDS data set '{self.name}' has no {wanted.__name__} feature; it has {', '.join(features)}")
 
     def sizes(self):
-        return {name: split.num_examples for name, split in self._builder.info.splits.items()}
+        return {name: self._builder.info.splits[own].num_examples for name, own in self._own_names.items()}
+
+    def _is_hidden(self, split: str) -> bool:
+        """Whether the first label of a split is below 0."""
+        read = self._builder.as_dataset(split=f"{split}[:1]", decoders={self._image: self._tfds.decode.SkipDecoding()})
+        return any(int(example[self._label]) < 0 for example in read)
 
     def examples(self, split):
         tfds, image, label = self._tfds, self._image, self._label
         config = tfds.ReadConfig(try_autocache=False, skip_prefetch=True)
         read = self._builder.as_dataset(
-            split=split, shuffle_files=False, decoders={image: tfds.decode.SkipDecoding()}, read_config=config
+            split=self._own_names[split],
+            shuffle_files=False,
+            decoders={image: tfds.decode.SkipDecoding()},
+            read_config=config,
         )
         return read.map(lambda example: {"image": example[image], "label": example[label]})
 

@@ -18,7 +18,7 @@ from k4p1.engine.pure import PureTask
 from k4p1.experiments.model_dir import ModelDir
 from k4p1.export import patch_file
 from k4p1.export.saved_model import export_task
-from k4p1.tasks.losses import Metrics
+from k4p1.tasks.losses import DISTILLATION, Metrics
 
 
 def evaluate(
@@ -57,7 +57,8 @@ def evaluate(
         patched = folder.load_task(name, backbone)
         groups = plan_groups({name: patched}, Optimization())
         pipeline = Pipeline(source, splits, patched.image_size, definition.batch_size, len(source.labels), cache=False)
-        evaluator = Evaluator(PureTask(name, patched, groups), Metrics(definition.metrics, definition.loss))
+        loss = "softmax_cross_entropy" if definition.loss == DISTILLATION else definition.loss
+        evaluator = Evaluator(PureTask(name, patched, groups), Metrics(definition.metrics, loss))
         found[name] = evaluator({group.name: group.initial() for group in groups}, pipeline.sequential(split))
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from k4p1 import artifact, errors
 from k4p1.engine import checkpoints
 from k4p1.experiments.model_dir import ModelDir
+from k4p1.patches.bit_packing import BitPacking
 
 Rows = Sequence[tuple[str, object]]
 
@@ -22,7 +23,7 @@ def inspect(path: str | pathlib.Path) -> list[tuple[str, Rows]]:
         raise errors.ArtifactError(f"no file or folder {path}")
     if path.is_file():
         return [_file(path)]
-    if (path / "run.json").is_file():
+    if (path / "run.json").is_file() or (path / "result.json").is_file():
         return _model_dir(ModelDir(path))
     exports = sorted(path.rglob("saved_model.pb"))
     if exports:
@@ -32,12 +33,13 @@ def inspect(path: str | pathlib.Path) -> list[tuple[str, Rows]]:
 
 def _file(path: pathlib.Path) -> tuple[str, Rows]:
     from k4p1.backbones import files as backbone_files
-    from k4p1.export import patch_file
+    from k4p1.export import factor_file, patch_file
 
     kinds = {
         patch_file.FORMAT: patch_file.VERSION,
         patch_file.HEAD_FORMAT: patch_file.VERSION,
         backbone_files.FORMAT: backbone_files.VERSION,
+        factor_file.FORMAT: factor_file.VERSION,
         checkpoints.FORMAT: checkpoints.VERSION,
     }
     kind = artifact.read_header(path).get("format", "")
@@ -49,11 +51,12 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
     if kind == patch_file.FORMAT:
         info = patch_file.PatchInfo.from_metadata(metadata)
         statistics = sum(t.size for name, t in tensors.items() if "/moving_" in name)
+        bits = {name: t.size for name, t in tensors.items() if name.endswith(f"/{BitPacking.name}")}
         shown = info.labels if len(info.labels) <= 8 else (*info.labels[:8], "...")
         rows += [
             ("task", info.task),
             ("spec", info.spec),
-            ("private parameters", f"{values - statistics:,}"),
+            ("private parameters", _parameters(values - statistics, sum(bits.values()))),
             ("private statistics", f"{statistics:,}"),
             ("policy", _policy(json.loads(metadata["patch"])["options"])),
             ("labels", f"{len(info.labels)}: {', '.join(shown)}"),
@@ -62,12 +65,15 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
             ("backbone", info.backbone),
             ("backbone fingerprint", info.fingerprint),
             ("shared head", info.shared_head or "none"),
+            ("shared factors", info.factors or "none"),
             ("written by", f"k4p1 {info.k4p1_version}"),
         ]
     elif kind == backbone_files.FORMAT:
         rows += [(name, metadata[name]) for name in ("name", "scaling", "fingerprint")]
         config = metadata["config"]
         rows.append(("config", config if len(config) < 200 else config[:200] + "..."))
+    elif kind == factor_file.FORMAT:
+        rows.append(("backbone fingerprint", metadata["backbone_fingerprint"]))
     elif kind == checkpoints.FORMAT:
         rows += [(name, int(tensor)) for name, tensor in tensors.items() if name.startswith("ticket/")]
         rows.append(("progress", metadata["progress"]))
@@ -75,6 +81,11 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
         rows.append(("labels", metadata["labels"]))
     rows.append(("content hash", artifact.read_header(path)["content_hash"]))
     return f"{kind} {path}", rows
+
+
+def _parameters(stored: int, mask_bytes: int) -> str:
+    """The number of private values, and that of mask bits where there are."""
+    return f"{stored - mask_bytes:,}" + (f", and {8 * mask_bytes:,} bits of masks" if mask_bytes else "")
 
 
 def _policy(options: dict[str, dict[str, object]]) -> str:
@@ -85,14 +96,36 @@ def _policy(options: dict[str, dict[str, object]]) -> str:
 
 
 def _model_dir(folder: ModelDir) -> list[tuple[str, Rows]]:
-    run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    rows: list[tuple[str, object]] = [("config hash", run["config_hash"]), ("versions", versions)]
+    rows: list[tuple[str, object]] = []
+    if (folder.root / "run.json").is_file():
+        run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        rows += [("config hash", run["config_hash"]), ("versions", versions)]
     kept = checkpoints.Checkpoints(folder.checkpoints).paths()
     rows.append(("checkpoints", ", ".join(path.name for path in kept) or "none"))
     rows.append(("finished", "yes" if folder.result.is_file() else "no"))
-    files = [folder.backbone, *sorted(folder.root.glob("tasks/*/patch.safetensors"))]
-    return [(f"model_dir {folder.root}", rows), *(_file(path) for path in files if path.is_file())]
+    result = json.loads(folder.result.read_text(encoding="utf-8")) if folder.result.is_file() else {}
+    if "model_size_ratio" in result:
+        ratio = f"{result['model_size_ratio']:.3f} (backbone, factors and patches over backbone; heads left out)"
+        rows.append(("model-size ratio", ratio))
+    sections = [(f"model_dir {folder.root}", rows)]
+    files = [folder.backbone, *sorted(folder.factors.glob("*.safetensors"))]
+    sections += [_file(path) for path in files if path.is_file()]
+    for path in sorted(folder.root.glob("tasks/*/patch.safetensors")):
+        title, listed = _file(path)
+        sections.append((title, [*listed, *_costs(result.get("tasks", {}).get(path.parent.name, {}))]))
+    return sections
+
+
+def _costs(entry: dict[str, object]) -> Rows:
+    """What a task costs, as its run counted it."""
+    names = {
+        "private_trained": "private trained",
+        "multiply_adds": "multiply-adds, unpatched",
+        "multiply_adds_added": "added before folding",
+        "multiply_adds_added_folded": "added after folding",
+    }
+    return [(shown, f"{entry[name]:,}") for name, shown in names.items() if name in entry]
 
 
 def _export(path: pathlib.Path) -> tuple[str, Rows]:

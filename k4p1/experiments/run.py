@@ -26,7 +26,7 @@ from k4p1.experiments.finishing import finish, recalibrate
 from k4p1.experiments.model_dir import ModelDir, plain_task
 from k4p1.experiments.run_lock import check_usable, run_lock
 from k4p1.experiments.settings import RunSettings
-from k4p1.experiments.starting import read_starts
+from k4p1.experiments.starting import read_starts, read_teachers
 from k4p1.patches.apply import head_is_shared
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.status_file import StatusFile
@@ -165,6 +165,7 @@ def _prepare(
         steps=settings.steps,
         seed=settings.seed,
         starts=read_starts(tasks, backbone),
+        teachers=read_teachers(tasks),
     )
     if not shared_trained:
         _warn_of_random_heads(prepared)
@@ -194,6 +195,8 @@ def _connect(
 
     if isinstance(backbone, Backbone):
         raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
+    if any(task.teacher for task in tasks):
+        raise errors.ConfigError("a task with a teacher trains on one machine: workers do not hold the teacher's weights")
     if settings.jit_compile:
         raise errors.ConfigError("jit_compile=True: XLA cannot compile steps whose vectors are on parameter servers")
     Cluster.check(spec, {task.name: (task.workers, task.worker_share) for task in tasks}, settings)

@@ -1,4 +1,4 @@
-"""Where a task starts from: the values of a patch file that was trained before."""
+"""What a task takes from finished ones: the values that it starts from, and its teacher."""
 
 import dataclasses
 import pathlib
@@ -9,10 +9,12 @@ import numpy as np
 
 from k4p1 import artifact, errors
 from k4p1.backbones.backbone import Backbone
+from k4p1.experiments.model_dir import ModelDir
 from k4p1.export import factor_file, patch_file
 from k4p1.patches.joint_compression import low_rank
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.tasks.task import Task
+from k4p1.tasks.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +68,27 @@ def read_starts(tasks: Sequence[Task], backbone: Backbone) -> dict[str, Start]:
             )
         factors = {}
         if info.factors:
-            beside = path.resolve().parents[2] / "backbone" / "factors"  # of the model_dir that the file is in
-            factors = factor_file.load_factors(beside, info.factors, fingerprint)
+            factors = factor_file.load_factors(_model_dir_of(path).factors, info.factors, fingerprint)
         starts[task.name] = Start(path, tensors, factors)
     return starts
+
+
+def read_teachers(tasks: Sequence[Task]) -> dict[str, Teacher]:
+    """The teachers of the tasks that name one, each on a backbone of its own.
+
+    Raises:
+      ArtifactError: no such finished task, or a damaged file.
+    """
+    teachers = {}
+    for task in tasks:
+        if task.teacher:
+            path = pathlib.Path(task.teacher).expanduser()
+            folder = _model_dir_of(path)
+            patched = patch_file.load_patch(path, folder.load_backbone(), folder.heads, folder.factors)
+            teachers[task.name] = Teacher(patched, patch_file.read_info(path).labels, task.temperature)
+    return teachers
+
+
+def _model_dir_of(path: pathlib.Path) -> ModelDir:
+    """The model directory that a patch file `tasks/<name>/patch.safetensors` is in."""
+    return ModelDir(path.resolve().parents[2])

@@ -104,7 +104,7 @@ def load_patch(
     path: str | pathlib.Path,
     backbone: Backbone,
     heads: str | pathlib.Path | None = None,
-    factors: str | pathlib.Path | None = None,
+    factors: str | pathlib.Path | Mapping[str, keras.Variable] | None = None,
 ) -> PatchedModel:
     """Builds the task model of a patch file on a backbone.
 
@@ -112,7 +112,7 @@ def load_patch(
       path: of the patch file.
       backbone: the one that the patch was trained on.
       heads: folder of shared heads, for a task that shares its head.
-      factors: folder of factor files, for a task whose adapters were compressed with those of others.
+      factors: folder of factor files, for a task whose adapters were compressed with those of others; or such factors.
 
     Raises:
       ArtifactError: damaged, of another version, for another backbone, or its tensors do not fit; says what differs. The
@@ -131,7 +131,7 @@ def load_patch(
         classes=len(info.labels),
         image_size=info.image_size,
         shared_head=shared_head,
-        factors=factor_file.load_factors(factors, info.factors, info.fingerprint) if info.factors else None,
+        factors=_factors(info, factors),
         dropout=info.dropout,
         name=info.task,
     )
@@ -162,6 +162,12 @@ def _check_backbone(path, info: PatchInfo, backbone: Backbone) -> None:
             f"{path} is for a '{info.backbone}' with other weights: its fingerprint is {info.fingerprint[:12]}, that of the "
             f"backbone given {backbone.fingerprint()[:12]}"
         )
+
+
+def _factors(info: PatchInfo, given) -> Mapping[str, keras.Variable] | None:
+    if not info.factors or isinstance(given, Mapping):
+        return given if info.factors else None
+    return factor_file.load_factors(given, info.factors, info.fingerprint)
 
 
 def _load_head(path, info: PatchInfo, features: int, heads) -> keras.layers.Dense:

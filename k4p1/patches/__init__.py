@@ -8,6 +8,7 @@ from k4p1.patches.kind import PatchKind
 from k4p1.patches.kind import known_kinds
 from k4p1.patches.lora import Lora
 from k4p1.patches.mask import Mask
+from k4p1.patches.packnet import PackNet
 from k4p1.patches.parallel_adapter import ParallelAdapter
 from k4p1.patches.scale_bias import ScaleBias
 from k4p1.patches.series_adapter import SeriesAdapter
@@ -20,6 +21,7 @@ __all__ = [
     "Head",
     "Lora",
     "Mask",
+    "PackNet",
     "ParallelAdapter",
     "PatchKind",
     "PatchSpec",

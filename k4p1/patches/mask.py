@@ -14,7 +14,7 @@ from k4p1.patches.bit_packing import BitPacking
 from k4p1.patches.patched_layer import TRAINED, PrivateVariable
 from k4p1.patches.patched_model import PatchedModel
 
-_LAYERS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+MASKED_LAYERS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Mask(kind.PatchKind):
             )
 
     def fits(self, site, network):
-        return type(site.layer) in _LAYERS
+        return type(site.layer) in MASKED_LAYERS
 
     def layer_patch(self, site):
         return WeightMask(self.values, self.threshold, self.initial, self.scores, self.gradient)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from k4p1 import errors
 
 Batch = Mapping[str, tf.Tensor]
+DISTILLATION = "distillation"
 
 
 def softmax_cross_entropy(batch: Batch, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -25,6 +26,16 @@ def sigmoid_cross_entropy(batch: Batch, logits: tf.Tensor, label_smoothing: floa
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(target, logits), axis=-1)
 
 
+def distillation(batch: Batch, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """`-T^2 sum_c p_c log softmax(logits / T)_c` with `p = softmax(teacher_logits / T)`; (batch,).
+
+    Hinton et al. 2015, section 2; the factor keeps gradients of the size that they have at T = 1.
+    """
+    temperature = batch["temperature"]
+    target = tf.nn.softmax(batch["teacher_logits"] / temperature)
+    return temperature**2 * tf.nn.softmax_cross_entropy_with_logits(target, logits / temperature)
+
+
 def accuracy(batch: Batch, logits: tf.Tensor) -> tf.Tensor:
     """1 where the largest logit is that of the label; (batch,)."""
     return tf.cast(tf.equal(tf.argmax(logits, axis=-1), batch["label"]), tf.float32)
@@ -36,6 +47,7 @@ def top5_accuracy(batch: Batch, logits: tf.Tensor) -> tf.Tensor:
 
 
 LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "sigmoid_cross_entropy": sigmoid_cross_entropy}
+LOSSES[DISTILLATION] = distillation
 METRICS = {"accuracy": accuracy, "top5_accuracy": top5_accuracy}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import keras
@@ -17,6 +17,7 @@ from k4p1.patches.patched_layer import TRAINED
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.tasks.losses import MeanLoss, Metrics
 from k4p1.tasks.task import Task
+from k4p1.tasks.teacher import Teacher
 
 
 class Start(Protocol):
@@ -47,8 +48,8 @@ class PreparedTask:
     pipeline: Pipeline
     splits: Splits
     patched: PatchedModel
-    loss: MeanLoss
-    metrics: Metrics
+    loss: Callable
+    metrics: Callable
     steps: int
 
     @property
@@ -58,6 +59,8 @@ class PreparedTask:
 
     def only_head_trains(self) -> bool:
         """Whether features never change: only the head is trained, with fixed preprocessing."""
+        if self.task.teacher:  # it looks at images
+            return False
         moving = [p for p in self.patched.parameters if p.role in (TRAINED, "statistics")]
         return bool(moving) and all(p.kind == "head" for p in moving) and not self.pipeline.augmented
 
@@ -70,6 +73,7 @@ def prepare_tasks(
     steps: int | None = None,
     seed: int = 0,
     starts: Mapping[str, Start] | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> list[PreparedTask]:
     """Prepares the tasks of a run.
 
@@ -80,6 +84,7 @@ def prepare_tasks(
       steps: step target of a task of weight 1 that names none.
       seed: of heads, validation splits and data order.
       starts: values that tasks start from, by task.
+      teachers: of tasks that learn by distillation.
 
     Raises:
       ConfigError: no task, a name used twice, or an image too small.
@@ -101,13 +106,15 @@ def prepare_tasks(
         source = open_source(task.data, task.data_dir)
         splits = Splits(source, seed=seed, validation=task.validation)
         start = (starts or {}).get(task.name)
+        teacher = (teachers or {}).get(task.name)
+        labels = teacher.labels if teacher else source.labels
         patched = apply_patches(
             backbone,
             task.patch,
-            classes=len(source.labels),
+            classes=len(labels),
             image_size=task.image_size,
             shared_trained=shared_trained,
-            shared_head=shared_heads.get(source.labels),
+            shared_head=shared_heads.get(labels),
             factors=start.factors if start else None,
             dropout=task.dropout,
             seed=task_seed,
@@ -116,7 +123,7 @@ def prepare_tasks(
         if start:
             start.write(patched)
         if head_is_shared(patched.spec):
-            shared_heads.setdefault(source.labels, patched.head)
+            shared_heads.setdefault(labels, patched.head)
         pipeline = Pipeline(
             source,
             splits,
@@ -127,8 +134,11 @@ def prepare_tasks(
             seed=task_seed,
             cache=task.cache,
         )
-        loss = MeanLoss(task.loss, task.label_smoothing)
-        metrics = Metrics(task.metrics, task.loss)
+        loss: Callable = MeanLoss(task.loss, task.label_smoothing)
+        metrics: Callable = Metrics(task.metrics, task.loss)
+        if teacher:
+            teacher.check(task.name, patched.image_size)
+            loss, metrics = teacher.of(loss), teacher.of(metrics)
         target = task.step_target(steps, splits.size("train"))
-        prepared.append(PreparedTask(task, source.labels, pipeline, splits, patched, loss, metrics, target))
+        prepared.append(PreparedTask(task, labels, pipeline, splits, patched, loss, metrics, target))
     return prepared

@@ -8,7 +8,17 @@ from k4p1.data.source import Source
 from k4p1.engine import schedules
 from k4p1.patches import PatchSpec
 
-_POSITIVE = ("image_size", "batch_size", "steps", "epochs", "weight", "learning_rate", "workers", "worker_share")
+_POSITIVE = (
+    "image_size",
+    "batch_size",
+    "steps",
+    "epochs",
+    "weight",
+    "learning_rate",
+    "workers",
+    "worker_share",
+    "temperature",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +36,10 @@ class Task:
       epochs: step target as passes over the training split, instead of `steps`.
       weight: share of the turns in a run, relative to other tasks.
       augment: spec of augmentations, such as `"shift(pixels=8)+flip"`; see `k4p1.data.augment`.
-      loss: `softmax_cross_entropy` or `sigmoid_cross_entropy`.
+      loss: `softmax_cross_entropy` or `sigmoid_cross_entropy`; `distillation` with a teacher.
+      teacher: path of the patch file of a finished task, in its model_dir. The task then learns what that one says of its
+        images, not their labels, and has that one's classes: learning without forgetting.
+      temperature: of the distillation.
       label_smoothing: s of the loss.
       metrics: `accuracy`, `top5_accuracy`; the first one selects.
       dropout: rate before the head.
@@ -54,6 +67,8 @@ class Task:
     weight: float = 1.0
     augment: str = ""
     loss: str = "softmax_cross_entropy"
+    teacher: str = ""
+    temperature: float = 2.0
     label_smoothing: float = 0.0
     metrics: tuple[str, ...] = ("accuracy",)
     dropout: float = 0.0
@@ -80,6 +95,11 @@ class Task:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise errors.ConfigError(f"task '{self.name}': {field}={value}; wanted a positive number")
+        if bool(self.teacher) != (self.loss == "distillation"):
+            raise errors.ConfigError(
+                f"task '{self.name}' has loss '{self.loss}' and teacher '{self.teacher}'; a teacher goes with "
+                "loss = 'distillation', and only with it"
+            )
         if not 0 <= self.dropout < 1:
             raise errors.ConfigError(f"task '{self.name}': dropout={self.dropout}; wanted a rate in [0, 1)")
 
