@@ -33,6 +33,7 @@ METHODS = {  # name: (patch spec, learning rate)
     "series, random alpha, BN frozen": ("series_adapter(std=0.1)+head", 1e-2),
     "series, random alpha, BN private": ("series_adapter(std=0.1)+scale_bias+head", 1e-2),
 }
+MASK_RATES = {"mask, BN frozen": 1e-4, "mask, BN private": 1e-3}
 DEFAULT_METHODS = list(METHODS)[:9]
 
 
@@ -43,7 +44,7 @@ def measure(a, task, method, seed, rate=None):
     spec, learning_rate = METHODS[method]
     learning_rate = rate or learning_rate
     steps = max(1, round(STEPS[task] * a.steps_scale))
-    kinds = {"kind_learning_rates": {"mask": a.mask_rate}} if "mask" in spec else {}
+    kinds = {"kind_learning_rates": {"mask": a.mask_rate or MASK_RATES[method]}} if "mask" in spec else {}
     with tempfile.TemporaryDirectory() as folder:
         result = k4p1.finetune(
             backbone=lambda: k4p1.cifar_resnet(a.weights),
@@ -101,7 +102,7 @@ def main():
     parser.add_argument("--methods", nargs="*", default=DEFAULT_METHODS, choices=list(METHODS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--rates", nargs="*", type=float, default=[None], help="learning rates in place of the method's")
-    parser.add_argument("--mask_rate", type=float, default=1e-3, help="learning rate of mask scores")
+    parser.add_argument("--mask_rate", type=float, help="learning rate of mask scores in place of the method's")
     parser.add_argument("--steps_scale", type=float, default=1.0, help="multiplies the steps of every task")
     parser.add_argument("--table", action="store_true", help="print the table of the file, measure nothing")
     a = parser.parse_args()

@@ -127,7 +127,7 @@ def warn_of_zeroed_layers(patched: PatchedModel) -> None:
 def _warn_of_large_patches(backbone: Backbone, patched: PatchedModel) -> None:
     owned: dict[tuple[str, str], int] = {}
     for p in patched.parameters:
-        if p.owner == PRIVATE and p.role in (TRAINED, FIXED):
+        if p.owner == PRIVATE and p.role == TRAINED:
             place = p.key.rsplit("/", 2)[0], p.kind
             owned[place] = owned.get(place, 0) + p.stored_bits
     larger = []

@@ -1,0 +1,72 @@
+"""Writes the golden files of the present format versions; run once when a version is new, never to make a test pass.
+
+python tests/golden/make.py tests/golden/version_1
+"""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+import keras
+import numpy as np
+
+from k4p1 import backbones
+from k4p1.export import factor_file, patch_file
+from k4p1.patches.apply import apply_patches, head_is_shared
+from tests.conftest import small_model
+
+SPECS = {
+    "none": "none",
+    "head": "head",
+    "random_head": "head(mode=random)",
+    "scale_bias": "scale_bias+head",
+    "frozen_statistics": "scale_bias(statistics=frozen)+head",
+    "frozen_affine": "scale_bias(affine=frozen)+head",
+    "depthwise": "scale_bias+depthwise+head",
+    "full": "full",
+    "series_adapter": "series_adapter(layers=stem)+scale_bias+head",
+    "parallel_adapter": "parallel_adapter+scale_bias+head",
+    "low_rank": "parallel_adapter(rank=2)+head",
+    "joint": "parallel_adapter+head",
+    "mask": "mask+scale_bias+head",
+    "ternary": "mask(values=ternary)+head",
+    "lora": "lora(rank=2)+head",
+    "dan": "dan(layers=stem)+head",
+    "packnet": "packnet+head",
+}
+
+
+def main(folder: pathlib.Path) -> None:
+    """Writes backbone, patches, shared head, factors, and the logits that they give for one batch."""
+    random = np.random.default_rng(11)
+    backbone = backbones.from_model(small_model(), name="small", scaling="symmetric")
+    backbones.save(backbone, folder / "backbone.safetensors")
+    images = random.integers(0, 256, (2, 16, 16, 3))
+    betas = {"stem/parallel_adapter/beta": (3, 2), "mix/parallel_adapter/beta": (6, 3)}
+    factors = {
+        key: keras.Variable(random.normal(size=shape).astype("float32"), trainable=False, name="beta")
+        for key, shape in betas.items()
+    }
+    logits = {}
+    for name, spec in SPECS.items():
+        shared = factors if name == "joint" else None
+        patched = apply_patches(backbone, spec, classes=3, image_size=16, factors=shared, name=name, seed=3)
+        for key, variable in patched.private().items():
+            values = random.normal(0.0, 0.3, variable.shape)
+            positive = key.endswith(("gamma", "variance", "free"))
+            variable.assign(np.abs(values) + 0.5 if positive else values * (0.05 if key.endswith("scores") else 1.0))
+        info = patch_file.save_patch(
+            folder / f"{name}.safetensors", patched, backbone, task=name, labels=["cat", "dog", "owl"], dropout=0.25
+        )
+        if head_is_shared(patched.spec):
+            patch_file.save_head(folder / "heads", patched, ["cat", "dog", "owl"])
+        if info.factors:
+            factor_file.save_factors(folder / "factors", patched, info.fingerprint)
+        logits[name] = np.array(patched.model(images.astype("float32"))).tolist()
+    (folder / "logits.json").write_text(json.dumps({"images": images.tolist(), "logits": logits}) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
