@@ -18,7 +18,7 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-STEPS = {"gtsrb": 1000, "omniglot8": 600, "signdigits": 400, "dtd10": 400}
+STEPS = {"gtsrb": 1000, "omniglot8": 400, "signdigits": 400, "dtd10": 400}
 METHODS = {  # name: (patch spec, learning rate)
     "head": ("head", 1e-2),
     "scale_bias": ("scale_bias+head", 1e-2),

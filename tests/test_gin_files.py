@@ -5,6 +5,7 @@ import pytest
 
 import gin
 from k4p1 import backbones, cli, gin_files
+from k4p1.experiments.decathlon import FINETUNING
 
 
 def two_layers():
@@ -17,6 +18,11 @@ def two_layers():
 
 gin.external_configurable(two_layers, module="tests.gin_files")
 
+DECATHLON = (
+    *("imagenet", "aircraft", "cifar100", "daimlerpedcls", "dtd"),
+    *("gtsrb", "vgg_flowers", "omniglot", "svhn", "ucf101"),
+)
+
 SMALLER = {
     "quickstart": ["train.backbone = @two_layers", "batch_size = 8"],
     "finetune": ["data = 'embedded/digits'", "weights = None", "width = 0.35", "image_size = 32", "batch_size = 8"],
@@ -26,6 +32,16 @@ SMALLER = {
         "train.backbone = @two_layers",
         "image_size = 32",
         "batch_size = 8",
+    ],
+    "decathlon_small": ["depth = 8", "batch_size = 8"],
+    "packnet": ["depth = 8", "batch_size = 8"],
+    "decathlon": [
+        "backbone = @two_layers",
+        "weights = None",
+        *(f"{name}/Task.data = 'embedded/digits'" for name in DECATHLON),
+        "image_size = 32",
+        "batch_size = 4",
+        "patch = 'mask+scale_bias+head'",
     ],
     "k4p1_table5": [
         "data = 'embedded/digits'",
@@ -38,6 +54,9 @@ SMALLER = {
 TASKS = {
     "quickstart": ["digits", "parity"],
     "finetune": ["task"],
+    "decathlon_small": ["digits", "parity"],
+    "packnet": ["digits", "parity"],
+    "decathlon": list(FINETUNING),
     "k4p1_table4": ["imagenet", "places365"],
     "k4p1_table5": ["r96", "r128", "r160", "r192", "r224"],
 }
@@ -49,16 +68,31 @@ def clean_gin():
     gin.clear_config()
 
 
-@pytest.mark.parametrize("name", gin_files.shipped())
+COMMANDS = {
+    "finetune": "finetune",
+    "decathlon": "decathlon",
+    "decathlon_small": "decathlon",
+    "packnet": "packnet",
+}
+"""What runs a file, where it is not `train`."""
+
+UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["wide_resnet.weights"]}
+"""Bindings of the backbone that a smaller one stands for."""
+
+NEEDS_A_RUN = ["lwf"]
+"""Files that go on from a finished run; `tests/experiments/test_baselines.py` runs them."""
+
+
+@pytest.mark.parametrize("name", [name for name in gin_files.shipped() if name not in NEEDS_A_RUN])
 def test_takes_a_step_a_task_and_reads_every_binding(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bindings = [part for binding in SMALLER[name] for part in ("--gin_bindings", binding)]
-    command = "finetune" if name == "finetune" else "train"
+    command = COMMANDS.get(name, "train")
     assert cli.main([command, "--gin_file", name, "--dry_run", *bindings]) == 0
     captured = capsys.readouterr()
     rows = [line.split("│")[1].strip() for line in captured.out.splitlines() if line.startswith("│")]
     assert rows == TASKS[name]
     assert "dry run: every task took one step; nothing was written" in captured.out
     unread = [line.split("'")[1] for line in captured.err.splitlines() if "nobody reads binding" in line]
-    assert unread == ([] if name == "finetune" else ["mobilenet_v2.width"])
+    assert unread == UNREAD.get(name, ["mobilenet_v2.width"])
     assert not list(tmp_path.iterdir())

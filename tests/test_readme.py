@@ -6,7 +6,10 @@ import shlex
 
 import pytest
 
-from k4p1 import cli, config
+import k4p1
+from k4p1 import backbones, cli, config
+from k4p1.export.patch_file import save_patch
+from k4p1.patches.apply import apply_patches
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,16 +22,33 @@ SHELL = [
     if line.strip()
 ]
 OURS = [shlex.split(line)[1:] for line in SHELL if line.startswith("k4p1 ")]
-SMALL = ["--gin_bindings", "steps = 2", "--gin_bindings", "train.recalibration_batches = 1"]
+RUNS = ("train", "decathlon", "packnet")
+
+
+def small(command):
+    """Bindings that make a run short."""
+    return ["--gin_bindings", "steps = 2", "--gin_bindings", f"{command}.recalibration_batches = 1"]
 
 
 def test_the_python_example_runs(tmp_path, capsys):
-    (example,) = [block for language, block in BLOCKS if language == "python"]
+    example, _ = (block for language, block in BLOCKS if language == "python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
-    small = example.replace("/tmp/k4p1", str(tmp_path)).replace("steps=100", "steps=2").replace("epochs=2", "steps=2")
-    exec(compile(small, "README.md", "exec"), {})
+    short = example.replace("/tmp/k4p1", str(tmp_path)).replace("steps=100", "steps=2").replace("epochs=2", "steps=2")
+    exec(compile(short, "README.md", "exec"), {})
     assert (tmp_path / "served" / "digits" / "1" / "saved_model.pb").is_file()
     assert "input_scaling" in capsys.readouterr().out
+
+
+def test_the_example_of_a_patch_set_runs(tmp_path, monkeypatch, small_backbone, images):
+    _, example = (block for language, block in BLOCKS if language == "python")
+    monkeypatch.chdir(tmp_path)
+    backbones.save(small_backbone, "backbone.safetensors")
+    for name in ("a", "b"):
+        patched = apply_patches(small_backbone, "scale_bias+head", classes=2, image_size=16, name=name)
+        save_patch(f"{name}.safetensors", patched, small_backbone, task=name, labels=["x", "y"])
+    found = {"k4p1": k4p1, "images": images}
+    exec(compile(example, "README.md", "exec"), found)
+    assert found["logits"].shape == (4, 2) and found["patches"].names == ["a", "both"]
 
 
 def test_the_commands_run(tmp_path, capsys):
@@ -37,8 +57,8 @@ def test_the_commands_run(tmp_path, capsys):
         arguments = [a.replace("/tmp/k4p1", str(tmp_path)) for a in arguments]
         if arguments[0] in ("finetune", "predict"):
             continue  # want data and weights of the reader's own
-        if arguments[0] == "train":
-            arguments += SMALL
+        if arguments[0] in RUNS:
+            arguments += small(arguments[0])
         assert cli.main(arguments) == 0, (arguments, capsys.readouterr().err)
         ran.append(arguments[0])
     assert set(ran) == set(cli.COMMANDS) - {"finetune", "predict", "server", "serve_parameters", "work"}

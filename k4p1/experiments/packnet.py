@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from k4p1 import artifact, errors
@@ -91,7 +92,7 @@ def packnet(
         for key in owners:
             weights[key] = np.where(kept[key], _own(learned, key), weights[key])
             owners[key] = np.where(kept[key], number, owners[key])
-        heads[task.name] = {v.name: np.array(v) for v in learned.head.variables}
+        heads[task.name] = {v.name: keras.ops.convert_to_numpy(v) for v in learned.head.variables}
     # Every task as a mask over what all of them made together.
     packed = _with_values(first, weights)
     backbone_files.save(packed, folder.backbone)
@@ -171,7 +172,7 @@ def _train(backbone: Backbone, task: Task, folder: pathlib.Path, settings: Mappi
 
 
 def _own(patched: PatchedModel, key: str) -> np.ndarray:
-    return np.array(patched.private()[f"{key.rsplit('/', 1)[0]}/packnet/own"])
+    return keras.ops.convert_to_numpy(patched.private()[f"{key.rsplit('/', 1)[0]}/packnet/own"])
 
 
 def _write_pruned(path, backbone: Backbone, learned: PatchedModel, own, kept, task: str) -> None:

@@ -220,6 +220,47 @@ def one_worker(session, cluster):
     }
 
 
+KINDS = [
+    "head",
+    "depthwise+head",
+    "full",
+    "series_adapter(layers=stem)+scale_bias+head",
+    "parallel_adapter+head",
+    "mask+scale_bias+head",
+    "lora(rank=2)+head",
+    "dan(layers=stem)+head",
+    "packnet+head",
+]
+
+
+def kinds(session, cluster):
+    """One step of every patch kind on one worker, backbone frozen, and on this machine: the largest difference."""
+    from k4p1.engine import Optimization, Store, Trainer
+    from k4p1.engine.reporting import Reporter
+
+    found = {}
+    for spec in KINDS:
+        vectors = []
+        for place in ("cluster", "machine"):
+            rates = {"kind_learning_rates": {"mask": 0.05}, "kind_optimizers": {"mask": "sgd"}}
+            optimization = Optimization(learning_rate=0.05, optimizer="sgd", schedule="constant", **rates)
+            models, groups, optimization = small_tasks(["a"], False, spec, optimization)
+            tasks = training_tasks(models, groups, optimization, 1)
+            if place == "cluster":
+                trainer, _ = trainer_of(session, tasks, groups, optimization, {"a": Wish(1)})
+            else:
+                store = Store(groups, optimization, {"a": 1})
+                how = {"evaluate_every": 10**6, "checkpoint_every": 10**6}
+                trainer = Trainer(tasks, store, Reporter({"a": 1}, quiet=True), **how)
+            initial = {group.name: group.initial() for group in groups}
+            vectors.append(trainer.run())
+        found[spec] = {
+            "difference": max(float(np.abs(vectors[0][name] - vectors[1][name]).max()) for name in vectors[0]),
+            "moved": max(float(np.abs(vectors[0][name] - initial[name]).max()) for name in initial),
+        }
+    return found
+
+
 def groups_of_workers(session, cluster):
     """Two tasks on two workers, then three on two, then one on two: exact counters, right workers, staleness."""
     from k4p1.engine.reporting import Reporter
@@ -393,7 +434,18 @@ def _refused(batch):
         return {**batch, "weight": tf.identity(batch["weight"])}
 
 
-EXPERIMENTS = (optimizers, tickets, one_worker, groups_of_workers, devices, frozen_weights, bad_worker, pipelines, borrowing)
+EXPERIMENTS = (
+    optimizers,
+    tickets,
+    one_worker,
+    kinds,
+    groups_of_workers,
+    devices,
+    frozen_weights,
+    bad_worker,
+    pipelines,
+    borrowing,
+)
 
 
 def main():

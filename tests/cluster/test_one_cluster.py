@@ -52,6 +52,13 @@ def test_one_worker_learns_what_one_machine_learns(experiment):
     assert experiment["moved"] > 0.01
 
 
+@pytest.mark.parametrize("experiment", ["kinds"], indirect=True)
+def test_a_step_of_every_kind_on_servers_is_the_step_of_one_machine(experiment):
+    assert len(experiment) == 9
+    for spec, found in experiment.items():
+        assert found["difference"] < 1e-4 and found["moved"] > 0, spec
+
+
 @pytest.mark.parametrize("experiment", ["groups_of_workers"], indirect=True)
 def test_steps_are_exact_and_taken_by_the_right_workers(experiment):
     assert experiment["own"]["workers"] == {"a": [0], "b": [1]}

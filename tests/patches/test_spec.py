@@ -5,7 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k4p1 import errors
-from k4p1.patches import Depthwise, Full, Head, PatchSpec, ScaleBias, known_kinds
+from k4p1.patches import (
+    Dan,
+    Depthwise,
+    Full,
+    Head,
+    Lora,
+    Mask,
+    PackNet,
+    ParallelAdapter,
+    PatchSpec,
+    ScaleBias,
+    SeriesAdapter,
+    known_kinds,
+)
 
 PATTERNS = st.text(alphabet="abz019_*?[]|/.-", min_size=1, max_size=12)
 STAGES = st.sampled_from(["all", "early", "mid", "late"])
@@ -24,7 +37,31 @@ def specs(draw):
         candidates = [Full(**options, **draw(where)), head]
     else:
         scale_bias = ScaleBias(statistics=statistics, affine=affine, **options, **draw(where))
-        candidates = [scale_bias, Depthwise(**draw(where)), head]
+        adapter = {
+            "block": draw(st.sampled_from(["all", "second"])),
+            "rank": draw(st.integers(0, 99)),
+            "std": draw(st.floats(0.0, 1.0)),
+            "dropout": draw(MOMENTA),
+            "dropout_block": draw(st.sampled_from(["all", "second"])),
+        }
+        mask = Mask(
+            values=draw(st.sampled_from(["binary", "ternary"])),
+            threshold=draw(st.floats(1e-6, 1.0)),
+            initial=draw(st.floats(-1.0, 1.0)),
+            gradient=draw(st.sampled_from(["plain", "scaled"])),
+            **draw(where),
+        )
+        candidates = [
+            scale_bias,
+            Depthwise(**draw(where)),
+            ParallelAdapter(**adapter, **draw(where)),
+            SeriesAdapter(**adapter, **options, **draw(where)),
+            mask,
+            Lora(rank=draw(st.integers(1, 99)), alpha=draw(st.floats(1e-3, 99.0)), **draw(where)),
+            Dan(**draw(where)),
+            PackNet(**draw(where)),
+            head,
+        ]
     return PatchSpec(tuple(draw(st.permutations([kind for kind in candidates if draw(st.booleans())]))))
 
 
