@@ -76,7 +76,7 @@ COMMANDS = {
 }
 """What runs a file, where it is not `train`."""
 
-UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["wide_resnet.weights"]}
+UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["wide_resnet.weights", "resnet26.weights"]}
 """Bindings of the backbone that a smaller one stands for."""
 
 NEEDS_A_RUN = ["lwf"]

@@ -87,7 +87,7 @@ def _made(network: str, weights: str | None, arguments: dict[str, Any]) -> Backb
         raise errors.ConfigError(f"{network} has no ImageNet weights; give weights = PATH of a file, or None")
     suffix = path.suffix if path is not None else ""
     try:
-        for_builder = weights if network == "vgg16_bn" and suffix != ".safetensors" else None
+        for_builder = path or weights if network == "vgg16_bn" and suffix != ".safetensors" else None
         model = build(**arguments, **({"weights": str(for_builder)} if for_builder else {}))
         backbone = Backbone(model, network, {"network": network, **arguments}, scaling, minimum_size)
         if suffix == ".safetensors":

@@ -99,6 +99,13 @@ def compress(
     kind = _common_kind(found)
     backbone = found[0].folder.load_backbone()
     found = [dataclasses.replace(t, patched=t.folder.load_task(t.name, backbone)) for t in found]
+    before = {task.name: _accuracy(task.folder, task.name) for task in found}
+    seeds = {task.folder.read_task(task.name)[1] for task in found}
+    if finetune_steps and len(seeds) > 1:
+        raise errors.ConfigError(
+            f"these tasks were trained with seeds {', '.join(map(str, sorted(seeds)))}, and their validation images differ; "
+            "fine-tune only tasks of one seed together, or leave finetune_steps out"
+        )
     # 2. Layer by layer: stack, decompose, choose K.
     alphas = {task.name: _alphas(task.patched, kind) for task in found}
     spectra = {layer: Spectrum.of({n: alphas[n][layer] for n in alphas}) for layer in alphas[found[0].name]}
@@ -116,7 +123,6 @@ def compress(
         gammas = {f"{layer}/{kind}/gamma": spectra[layer].gamma(ranks[layer], number) for layer in spectra}
         compressed[task.name] = _compressed(task, backbone, shared, gammas)
     _write(output, backbone, found, compressed)
-    before = {task.name: _accuracy(task.folder, task.name) for task in found}
     after = {task.name: _accuracy(output, task.name) for task in found}
     # 4. Gamma goes on learning.
     finetuned = {}
@@ -126,7 +132,7 @@ def compress(
         folder=output.root,
         ranks=ranks,
         energy=joint_compression.energy_kept(spectra, ranks),
-        bytes_before=sum(4 * alpha.size for layers in alphas.values() for alpha in layers.values()),
+        bytes_before=sum(4 * p.size for task in found for p in task.patched.owned() if _is_matrix(p.key, kind)),
         bytes_after=joint_compression.factor_bytes(spectra, ranks),
         accuracy_before=before,
         accuracy_after=after,
@@ -177,6 +183,11 @@ def _adapters(task: _Finished) -> list[AdapterKind]:
     """The adapter kinds of a task's spec, where they are and nothing else."""
     kinds = [kind for kind in PatchSpec.parse(task.info.spec).kinds if isinstance(kind, AdapterKind)]
     return [dataclasses.replace(kind, rank=0, std=0.0, dropout=0.0) for kind in kinds]
+
+
+def _is_matrix(key: str, kind: str) -> bool:
+    """Whether a private parameter is an adapter's alpha or one of its factors."""
+    return f"/{kind}/" in key and key.rsplit("/", 1)[1] in ("alpha", "beta", "gamma")
 
 
 def _alphas(patched: PatchedModel, kind: str) -> dict[str, np.ndarray]:

@@ -77,9 +77,12 @@ def decathlon(
       **settings: fields of `k4p1.experiments.settings.RunSettings`.
 
     Raises:
-      ConfigError: a task that the baseline does not name.
+      ConfigError: a task that the baseline does not name, or that does not measure its accuracy.
     """
     task_points({task.name: 0.0 for task in tasks}, baseline)
+    for task in tasks:
+        if "accuracy" not in task.metrics:
+            raise errors.ConfigError(f"task '{task.name}' has metrics {', '.join(task.metrics)}; the score wants accuracy")
     result = finetune(backbone=backbone, tasks=tasks, **settings)
     if not result.summary:  # a dry run
         return result

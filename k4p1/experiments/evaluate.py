@@ -28,7 +28,7 @@ def evaluate(
 
     Args:
       model_dir: of a finished run.
-      task: one task, or None for all.
+      task: one task, or None for all; tasks that learned from a teacher want `data` of their own classes.
       split: `train`, `validation` or `test`; held-out splits are those of the run.
       data: other data with the same labels; needed if the run was given a Python object.
 
@@ -43,6 +43,8 @@ def evaluate(
     found = {}
     for name in names:
         definition, seed = folder.read_task(name)
+        if definition.teacher and not data and task is None:
+            continue  # what it learned from has labels of other classes
         if not (data or definition.data):
             raise errors.ConfigError(f"task '{name}' was trained on a Python object; give its data again: data=...")
         source = open_source(data or definition.data, definition.data_dir)

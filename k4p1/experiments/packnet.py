@@ -16,8 +16,10 @@ from k4p1.cluster import spec as cluster_spec
 from k4p1.experiments import tables
 from k4p1.experiments.evaluate import evaluate
 from k4p1.experiments.finishing import described, write_task
-from k4p1.experiments.model_dir import ModelDir
+from k4p1.experiments.model_dir import ModelDir, plain_task
 from k4p1.experiments.run import RunResult
+from k4p1.experiments.run_lock import check_usable, run_lock
+from k4p1.experiments.settings import RunSettings
 from k4p1.experiments.transfer import finetune
 from k4p1.export import patch_file
 from k4p1.patches.apply import apply_patches
@@ -66,8 +68,34 @@ def packnet(
         return finetune(backbone=backbone, tasks=[dataclasses.replace(t, patch=_TRAINED) for t in tasks], **settings)
     if model_dir is None:
         raise errors.ConfigError("packnet wants a model_dir: every task goes on from what the one before left there")
-    folder = ModelDir(model_dir)
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise errors.ConfigError(f"task name '{name}' is used twice; every task needs its own")
+    folder, how = ModelDir(model_dir), RunSettings.of("packnet", **settings)
+    check_usable(folder.root)
+    keras.config.set_dtype_policy(how.precision)
+    keras.utils.set_random_seed(how.seed)
     first = backbone() if callable(backbone) else backbone
+    with run_lock(folder.root):
+        described_run = {
+            "backbone": first.fingerprint(),
+            "tasks": [{**plain_task(task), "schedule": repr(task.schedule)} for task in tasks],
+            "packnet": [backbone_prune, prune, retrain],
+            "seed": how.seed,
+        }
+        folder.begin(described_run, how.texts(), how.resume)
+        return _pack(first, tasks, folder, (backbone_prune, prune, retrain), settings)
+
+
+def _pack(
+    first: Backbone,
+    tasks: Sequence[Task],
+    folder: ModelDir,
+    shares: tuple[float, float, float],
+    settings: Mapping[str, Any],
+) -> RunResult:
+    backbone_prune, prune, retrain = shares
     weights = first.tensors()
     owners = {}
     for key in _kernels(first):
@@ -104,7 +132,7 @@ def packnet(
         )
         for parameter in patched.owned():
             if parameter.storage is not None:
-                key = _key_of(parameter.key, owners)
+                key = f"{parameter.key.rsplit('/', 2)[0]}/kernel"
                 bits = np.packbits(((owners[key] >= 0) & (owners[key] <= number)).reshape(-1), bitorder="little")
                 parameter.variable.assign(parameter.storage.decode(bits))
         for variable in patched.head.variables:
@@ -113,6 +141,9 @@ def packnet(
         size = write_task(folder, task.name, patched, packed, info.labels, task.dropout)
         entries[task.name] = {"steps": 0, **described(patched), "patch_bytes": size, "validation_accuracy": None}
         models[task.name] = patched
+    for task in tasks:
+        metrics = evaluate(folder.root, task.name, data=task.data)[task.name]
+        entries[task.name] |= {f"test_{metric}": value for metric, value in metrics.items() if metric != "examples"}
     return _finish(folder, packed, models, entries, owners, settings)
 
 
@@ -122,8 +153,6 @@ def free_share(owners: Mapping[str, np.ndarray]) -> float:
 
 
 def _finish(folder: ModelDir, packed: Backbone, models, entries, owners, settings: Mapping[str, Any]) -> RunResult:
-    for name, metrics in evaluate(folder.root).items():
-        entries[name] |= {f"test_{metric}": value for metric, value in metrics.items() if metric != "examples"}
     summary = {
         "shared_parameters": sum(value.size for value in packed.tensors().values()),
         "shared_trained": True,
@@ -139,14 +168,7 @@ def _finish(folder: ModelDir, packed: Backbone, models, entries, owners, setting
 def _kernels(backbone: Backbone) -> list[str]:
     """Keys of the weights that PackNet prunes: those that a mask can cover."""
     patched = apply_patches(backbone, "packnet", classes=2, image_size=backbone.minimum_size or 32)
-    layers = [p.key.removesuffix("/packnet/own") for p in patched.owned() if p.key.endswith("/packnet/own")]
-    known = backbone.variables()
-    return [next(k for k in (f"{layer}/kernel", f"{layer}/depthwise_kernel") if k in known) for layer in layers]
-
-
-def _key_of(stored: str, owners: Mapping[str, np.ndarray]) -> str:
-    layer = stored.rsplit("/", 2)[0]
-    return next(k for k in (f"{layer}/kernel", f"{layer}/depthwise_kernel") if k in owners)
+    return [p.key.removesuffix("packnet/own") + "kernel" for p in patched.owned() if p.key.endswith("/packnet/own")]
 
 
 def _largest(values: np.ndarray, where: np.ndarray, share: float) -> np.ndarray:

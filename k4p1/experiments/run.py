@@ -314,8 +314,10 @@ def _describe(backbone, prepared, optimization, shared_trained, settings: RunSet
 
 
 def _computed(task: Task) -> dict[str, Any]:
-    """The plain fields of a task without those that say who computes it."""
-    return {name: value for name, value in plain_task(task).items() if name not in ("workers", "worker_share")}
+    """The plain fields of a task without those that say who computes it; of files, their content."""
+    plain = {name: value for name, value in plain_task(task).items() if name not in ("workers", "worker_share")}
+    files = {name: artifact.read_header(plain[name])["content_hash"] for name in ("start", "teacher") if plain[name]}
+    return {**plain, **files}
 
 
 def _plain(config: Mapping[str, Any]) -> Any:

@@ -25,11 +25,13 @@ class Start:
       path: of the patch file.
       tensors: its values by stored key.
       factors: adapter factors that the file shares with others.
+      head: the head that it shares with others, or None.
     """
 
     path: pathlib.Path
     tensors: Mapping[str, np.ndarray]
     factors: Mapping[str, keras.Variable]
+    head: keras.layers.Dense | None
 
     def write(self, patched: PatchedModel) -> None:
         """Writes the values into a task model; a trained alpha becomes the nearest factors where the model has a rank.
@@ -69,7 +71,10 @@ def read_starts(tasks: Sequence[Task], backbone: Backbone) -> dict[str, Start]:
         factors = {}
         if info.factors:
             factors = factor_file.load_factors(_model_dir_of(path).factors, info.factors, fingerprint)
-        starts[task.name] = Start(path, tensors, factors)
+        head = None
+        if info.shared_head:
+            head = patch_file.load_head(path, info, backbone.features, _model_dir_of(path).heads)
+        starts[task.name] = Start(path, tensors, factors, head)
     return starts
 
 
@@ -91,4 +96,7 @@ def read_teachers(tasks: Sequence[Task]) -> dict[str, Teacher]:
 
 def _model_dir_of(path: pathlib.Path) -> ModelDir:
     """The model directory that a patch file `tasks/<name>/patch.safetensors` is in."""
-    return ModelDir(path.resolve().parents[2])
+    above = path.resolve().parents
+    if len(above) < 3 or above[1].name != "tasks":
+        raise errors.ArtifactError(f"{path} is not in a model_dir; wanted MODEL_DIR/tasks/NAME/patch.safetensors")
+    return ModelDir(above[2])

@@ -27,7 +27,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     title = f"{result['shared_parameters']:,} shared parameters"
     table = _table(title, "task", "steps", "validation", "test", "private trained", "statistics", "patch bytes")
     for name, task in result["tasks"].items():
-        accuracies = (task[f"{split}_accuracy"] for split in ("validation", "test"))
+        accuracies = (task.get(f"{split}_accuracy") for split in ("validation", "test"))
         table.add_row(
             name,
             f"{task['steps']:,}",

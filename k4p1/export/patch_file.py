@@ -124,7 +124,7 @@ def load_patch(
     spec = PatchSpec.parse(info.spec)
     shared_head = None
     if info.shared_head:
-        shared_head = _load_head(path, info, backbone.features, heads)
+        shared_head = load_head(path, info, backbone.features, heads)
     patched = apply_patches(
         backbone,
         spec,
@@ -170,7 +170,12 @@ def _factors(info: PatchInfo, given) -> Mapping[str, keras.Variable] | None:
     return factor_file.load_factors(given, info.factors, info.fingerprint)
 
 
-def _load_head(path, info: PatchInfo, features: int, heads) -> keras.layers.Dense:
+def load_head(path, info: PatchInfo, features: int, heads) -> keras.layers.Dense:
+    """The head that the patch file `path` shares with others, from the folder `heads`.
+
+    Raises:
+      ArtifactError: no folder or file, damaged, or another head.
+    """
     if heads is None:
         raise errors.ArtifactError(f"{path} shares its head with other tasks; give the folder of shared heads")
     head_path = pathlib.Path(heads) / f"{info.shared_head[:16]}.safetensors"

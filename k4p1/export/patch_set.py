@@ -52,25 +52,25 @@ class PatchSet:
         info = patch_file.read_info(path)
         name = name or info.task
         self._check_free(name)
-        with self._lock:
-            factors = self._factors.get(info.factors)
-        if info.factors and factors is None:
-            factors = factor_file.load_factors(self._factors_folder, info.factors, info.fingerprint)
-        patched = patch_file.load_patch(path, self.backbone, self._heads, factors)
-        self._put(name, patched, info.labels)
-        if info.factors:
-            with self._lock:
-                self._factors.setdefault(info.factors, factors)
+        factors = self._shared_factors(info) if info.factors else None
+        self._put(name, patch_file.load_patch(path, self.backbone, self._heads, factors), info.labels)
         return name
 
+    def _shared_factors(self, info: patch_file.PatchInfo) -> Mapping[str, keras.Variable]:
+        with self._lock:
+            known = self._factors.get(info.factors)
+        if known is not None:
+            return known
+        loaded = factor_file.load_factors(self._factors_folder, info.factors, info.fingerprint)
+        with self._lock:
+            return self._factors.setdefault(info.factors, loaded)
+
     def delete(self, name: str) -> None:
-        """Takes a task away, and frees its patch once nobody uses its model."""
+        """Takes a task away, and frees its patch once nobody uses its model; factors that it shared stay."""
         self._get(name)
         with self._lock:
             for held in (self._tasks, self._labels, self._merged):
                 held.pop(name, None)
-            used = {id(v) for patched in self._tasks.values() for v in patched.factors().values()}
-            self._factors = {f: v for f, v in self._factors.items() if any(id(x) in used for x in v.values())}
 
     @property
     def names(self) -> list[str]:
@@ -80,8 +80,10 @@ class PatchSet:
 
     def labels(self, name: str) -> tuple[str, ...]:
         """Class names of a task."""
-        self._get(name)
-        return self._labels[name]
+        with self._lock:
+            if name in self._labels:
+                return self._labels[name]
+        raise errors.ConfigError(errors.unknown("task of this set", name, self.names))
 
     def model(self, name: str) -> keras.Model:
         """The `keras.Model` of a task, merged if it was: images (batch, height, width, 3) of 0 to 255 to logits."""
@@ -98,7 +100,8 @@ class PatchSet:
         patched = self._get(name)
         merged = fold(patched.model)
         with self._lock:
-            self._merged[name] = merged
+            if self._tasks.get(name) is patched:  # not deleted meanwhile
+                self._merged[name] = merged
         return merged
 
     def unmerge(self, name: str) -> None:
@@ -122,6 +125,7 @@ class PatchSet:
         if not parts:
             raise errors.PatchError("combine wants at least one task with its weight")
         first_name, first = next(iter(parts.items()))
+        fingerprint = patch_file.head_fingerprint
         for task, patched in parts.items():
             differs = [
                 what
@@ -129,6 +133,7 @@ class PatchSet:
                     "patch specs": patched.spec == first.spec,
                     "labels": self._labels[task] == self._labels[first_name],
                     "shared factors": set(map(id, patched.factors().values())) == set(map(id, first.factors().values())),
+                    "shared heads": not head_is_shared(first.spec) or fingerprint(patched) == fingerprint(first),
                     "image sizes": patched.image_size == first.image_size,
                 }.items()
                 if not same

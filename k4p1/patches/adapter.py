@@ -71,18 +71,19 @@ class Adapter(patched_layer.LayerPatch):
       rank: K; 0 for a whole alpha.
       std: of the initial values of alpha, or of gamma; 0 makes alpha zero.
       dropout: rate on what the adapter reads.
+      joint: whether beta is shared with other tasks, and stays as it is.
     """
 
-    def __init__(self, rank: int = 0, std: float = 0.0, dropout: float = 0.0, **kwargs):
+    def __init__(self, rank: int = 0, std: float = 0.0, dropout: float = 0.0, joint: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.rank, self.std, self.rate = rank, std, dropout
+        self.rank, self.std, self.rate, self.joint = rank, std, dropout, joint
         self._adopted: keras.Variable | None = None
         self.dropped = keras.layers.Dropout(dropout) if dropout else None
 
     def adopt(self, factors):
         self._adopted = factors.get("beta")
         if self._adopted is not None:
-            self.rank = self._adopted.shape[1]
+            self.rank, self.joint = self._adopted.shape[1], True
 
     def bind_matrix(self, layer: keras.layers.Layer, rows: int, columns: int) -> None:
         """Creates the matrix of (rows, columns).
@@ -94,7 +95,7 @@ class Adapter(patched_layer.LayerPatch):
         if not self.rank:
             self.alpha = self.add_weight(name="alpha", shape=(rows, columns), initializer=start)
             return
-        if self.rank > min(rows, columns) and self._adopted is None:
+        if self.rank > min(rows, columns) and not self.joint:
             raise errors.PatchError(
                 f"{self.kind}(rank={self.rank}) is more than layer '{layer.name}' has channels: {rows} in, {columns} out; "
                 f"wanted at most {min(rows, columns)}, or other layers="
@@ -102,7 +103,8 @@ class Adapter(patched_layer.LayerPatch):
         if self._adopted is not None:
             self.beta = self._adopted
         else:
-            self.beta = self.add_weight(name="beta", shape=(rows, self.rank), initializer="glorot_uniform")
+            shape = (rows, self.rank)
+            self.beta = self.add_weight(name="beta", shape=shape, initializer="glorot_uniform", trainable=not self.joint)
         self.gamma = self.add_weight(name="gamma", shape=(columns, self.rank), initializer=start)
 
     def matrix(self):
@@ -117,4 +119,4 @@ class Adapter(patched_layer.LayerPatch):
         ]
 
     def get_config(self):
-        return {**super().get_config(), "rank": self.rank, "std": self.std, "dropout": self.rate}
+        return {**super().get_config(), "rank": self.rank, "std": self.std, "dropout": self.rate, "joint": self.joint}

@@ -50,7 +50,7 @@ class BitPacking:
         return np.packbits(np.stack([kept, turned & ~kept], axis=-1).reshape(-1), bitorder="little")
 
     def decode(self, packed: np.ndarray) -> np.ndarray:
-        """Scores whose mask is the stored one, each as far from its threshold as at the start of training.
+        """Scores whose mask is the stored one, each 0.005 from its threshold.
 
         Raises:
           ArtifactError: not bytes of `stored_shape`, or a code that stands for nothing.

@@ -13,8 +13,8 @@ from k4p1.patches import adapter, kind, patched_layer
 class Dan(kind.PatchKind):
     """`g = f W`, each new filter a combination of the layer's D filters; W (D, D) is the identity at the start.
 
-    The bias of the layer is private too, where it has one. RA (section 3.1.1) writes it as a series adapter without the
-    identity; here it is folded into the kernel at every step. Nothing shrinks towards the shared network.
+    The bias of the layer is private too, where it has one. It is a series adapter without its identity and normalisation,
+    folded into the kernel at every step, so nothing shrinks towards the shared network.
     """
 
     name: ClassVar[str] = "dan"

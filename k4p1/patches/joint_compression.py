@@ -8,6 +8,7 @@ import numpy as np
 from k4p1 import errors
 
 _FLOAT_BYTES = 4
+_NEGLIGIBLE = 1e-6  # of the largest singular value: below float32's precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +84,8 @@ def ranks_of_budget(spectra: Mapping[str, Spectrum], budget_bytes: int) -> dict[
     offers = [
         (value**2 / spectrum.bytes_of_rank_one(), layer)
         for layer, spectrum in spectra.items()
-        for value in spectrum.values[1 : spectrum.largest_rank]
+        for value in spectrum.values[1:]
+        if value > _NEGLIGIBLE * spectrum.values[0]
     ]
     full = set()
     for _, layer in sorted(offers, key=lambda offer: -offer[0]):

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import fnmatch
+import math
 import typing
 from collections.abc import Sequence
 
@@ -137,9 +138,11 @@ def _parse(kind: str, option: str, text: str, wanted: type) -> object:
             return text.lower() == "true"
     elif wanted in (int, float):
         try:
-            return wanted(text)
+            value = wanted(text)
         except ValueError:
-            pass
+            value = math.nan
+        if math.isfinite(value):
+            return value
     else:
         return text
     raise errors.PatchError(f"{kind}({option}={text}): wanted {_TYPE_NAMES[wanted]}")
@@ -149,4 +152,7 @@ _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _format(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as a spec takes it, where `+` separates kinds."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("e+", "e") if isinstance(value, float) else str(value)

@@ -29,7 +29,7 @@ class FreeWeights(patched_layer.LayerPatch):
     """`W + free . own`: free is 1 where W is zero, or at fewer places after pruning; own is zero at the start."""
 
     kind = "packnet"
-    order = 1
+    order = 0
 
     def bind(self, layer):
         shared = ops.convert_to_tensor(getattr(layer, patched_convolution.kernel_name(layer)))

@@ -50,8 +50,8 @@ class SeriesBranch(adapter.Adapter):
     kind = "series_adapter"
     order = 5
 
-    def __init__(self, rank=0, std=0.0, dropout=0.0, momentum=0.99, **kwargs):
-        super().__init__(rank, std, dropout, **kwargs)
+    def __init__(self, rank=0, std=0.0, dropout=0.0, joint=False, momentum=0.99, **kwargs):
+        super().__init__(rank, std, dropout, joint, **kwargs)
         self.momentum = momentum
 
     def bind(self, layer):

@@ -21,9 +21,10 @@ from k4p1.tasks.teacher import Teacher
 
 
 class Start(Protocol):
-    """The values that a task starts from: adapter factors that it shares, and the rest."""
+    """The values that a task starts from: adapter factors and head, where it shares them, and the rest."""
 
     factors: Mapping[str, keras.Variable]
+    head: keras.layers.Dense | None
 
     def write(self, patched: PatchedModel) -> None:
         """Writes the rest into the task model."""
@@ -114,7 +115,7 @@ def prepare_tasks(
             classes=len(labels),
             image_size=task.image_size,
             shared_trained=shared_trained,
-            shared_head=shared_heads.get(labels),
+            shared_head=shared_heads.get(labels) or (start.head if start else None),
             factors=start.factors if start else None,
             dropout=task.dropout,
             seed=task_seed,

@@ -100,6 +100,8 @@ class Task:
                 f"task '{self.name}' has loss '{self.loss}' and teacher '{self.teacher}'; a teacher goes with "
                 "loss = 'distillation', and only with it"
             )
+        if self.teacher and self.label_smoothing:
+            raise errors.ConfigError(f"task '{self.name}': label_smoothing does nothing with a teacher, who gives no labels")
         if not 0 <= self.dropout < 1:
             raise errors.ConfigError(f"task '{self.name}': dropout={self.dropout}; wanted a rate in [0, 1)")
 

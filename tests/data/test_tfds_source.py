@@ -11,8 +11,8 @@ from k4p1.data import Pipeline, Splits, Tfds, open_source
 LABELS = ("circle", "square", "star")
 
 
-def prepare(root, features, examples):
-    """Writes a prepared TFDS directory with a train and a test split, and returns its path."""
+def prepare(root, features, examples, **further):
+    """Writes a prepared TFDS directory with a train and a test split, and further ones, and returns its path."""
 
     class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -21,7 +21,8 @@ def prepare(root, features, examples):
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(examples), "test": self._generate_examples(examples[:3])}
+            splits = {"train": examples, "test": examples[:3], **further}
+            return {name: self._generate_examples(listed) for name, listed in splits.items()}
 
         def _generate_examples(self, examples):
             yield from enumerate(examples)
@@ -61,6 +62,23 @@ def test_a_prepared_directory_has_labels_and_sizes(prepared):
 def test_image_and_label_are_found_by_type_and_belong_together(prepared):
     found = values_and_labels(Tfds(prepared), "train")
     assert sorted(found) == [(10 * i, i % 3) for i in range(12)]
+
+
+def test_validation_stands_for_a_test_split_whose_labels_are_hidden(tmp_path):
+    """As in `visual_domain_decathlon`, whose test labels are -1."""
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(6, 6, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+    )
+    examples = [{"image": np.full((6, 6, 3), 10 * i, np.uint8), "label": i % 3} for i in range(12)]
+    hidden = [{"image": np.zeros((6, 6, 3), np.uint8), "label": -1}] * 5
+    source = Tfds(prepare(tmp_path, features, examples, test=hidden, validation=examples[:4]))
+    assert source.sizes() == {"train": 12, "test": 4}
+    assert sorted(values_and_labels(source, "test")) == [(0, 0), (10, 1), (20, 2), (30, 0)]
+    assert not Splits(source, validation=0).has("validation")
+    assert Splits(source, validation=0.25).size("validation") == 3
 
 
 def test_the_order_never_changes(prepared):

@@ -52,6 +52,10 @@ def test_packnet_packs_tasks_one_after_another(tmp_path, images):
     }
     assert shares == pytest.approx({"first": 0.625, "second": 0.71875}, abs=1e-3)
     assert set(evaluate(tmp_path / "run")) == {"first", "second"}
+    with pytest.raises(errors.ConfigError, match="another configuration"):
+        k4p1.packnet(backbone=backbone, tasks=tasks, model_dir=tmp_path / "run", **{**how, "prune": 0.5})
+    with pytest.raises(errors.ConfigError, match="used twice"):
+        k4p1.packnet(backbone=backbone, tasks=[tasks[0]] * 2, model_dir=tmp_path / "other", **how)
     assert k4p1.packnet(backbone=backbone, tasks=tasks, model_dir=tmp_path / "run", **how).summary == result.summary
 
 
@@ -143,6 +147,9 @@ def test_a_teacher_goes_with_distillation_and_with_its_image_size(old, tmp_path)
     for wrong in ({"teacher": patch}, {"loss": "distillation"}):
         with pytest.raises(errors.ConfigError, match="a teacher goes with loss = 'distillation'"):
             task(tmp_path, "new", **wrong)
+    lost = task(tmp_path, "new", loss="distillation", teacher="/patch.safetensors")
+    with pytest.raises(errors.ArtifactError, match=r"wanted MODEL_DIR/tasks/NAME/patch.safetensors"):
+        k4p1.train(backbone=ModelDir(old / "run").load_backbone, tasks=[lost], quiet=True)
     taught = task(tmp_path, "new", loss="distillation", teacher=patch, image_size=24)
     with pytest.raises(errors.ConfigError, match="24x24 pixels, its teacher of 16x16"):
         k4p1.train(backbone=ModelDir(old / "run").load_backbone, tasks=[taught], quiet=True)

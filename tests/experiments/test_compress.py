@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -96,6 +97,22 @@ def test_tasks_of_several_runs_and_series_adapters(tmp_path):
     roots = [finished(tmp_path / name, (name,), spec, backbone=backbone) for name in ("x", "y")]
     done = compress(roots, tmp_path / "out", rank=0.75)
     assert list(done.accuracy_after) == ["x", "y"] and done.energy > 0.7
+
+
+def test_keras_saves_and_loads_a_compressed_task(run, tmp_path, images):
+    compress([run], tmp_path / "out", rank=0.5)
+    model = ModelDir(tmp_path / "out").load_task("a").model
+    model.save(tmp_path / "a.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "a.keras")(images), model(images))
+
+
+def test_tasks_of_python_objects_are_refused_before_anything_is_written(tmp_path):
+    how = {"patch": "parallel_adapter+head", "image_size": 16, "batch_size": 8, "steps": 1, "validation": 0.0}
+    task = k4p1.Task(name="object", data=arrays(0), **how)
+    k4p1.finetune(backbone=backbones.cifar_resnet(depth=8), task=task, model_dir=tmp_path / "run", quiet=True)
+    with pytest.raises(errors.ConfigError, match="trained on a Python object"):
+        compress([tmp_path / "run"], tmp_path / "out", rank=0.5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_fine_tuning_moves_gamma_and_leaves_beta(run, tmp_path):

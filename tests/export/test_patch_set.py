@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from k4p1 import errors
-from k4p1.export.patch_file import save_patch
+from k4p1.export.patch_file import save_head, save_patch
 from k4p1.export.patch_set import PatchSet
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.patched_layer import PatchedLayer
@@ -130,6 +130,17 @@ def test_what_cannot_be_combined(two, small_backbone, tmp_path):
     with pytest.raises(errors.ConfigError, match="has a task 'b'"):
         two.combine("b", {"a": 1.0})
     assert "new" not in two.names
+
+
+def test_tasks_with_different_shared_heads_are_not_combined(small_backbone, tmp_path):
+    patches = PatchSet(small_backbone, heads=tmp_path / "heads")
+    for seed, name in enumerate(("a", "b")):
+        patched = apply_patches(small_backbone, "scale_bias", classes=2, image_size=16, name=name, seed=seed)
+        save_patch(tmp_path / f"{name}.safetensors", patched, small_backbone, task=name, labels=LABELS)
+        save_head(tmp_path / "heads", patched, LABELS)
+        patches.add(tmp_path / f"{name}.safetensors")
+    with pytest.raises(errors.PatchError, match="different shared heads"):
+        patches.combine("both", {"a": 0.5, "b": 0.5})
 
 
 def test_a_patch_for_another_backbone_leaves_the_set_as_it_was(two, plain_backbone, tmp_path):

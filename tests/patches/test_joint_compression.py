@@ -79,6 +79,11 @@ def test_a_budget_goes_where_the_energy_is():
     assert jc.ranks_of_budget(spectra, 64 * 9) == {"weak": 1, "strong": 8}
 
 
+def test_a_budget_buys_no_rank_that_holds_nothing():
+    alpha = np.outer(np.arange(1.0, 9.0), np.ones(8)).astype("float32")
+    assert jc.ranks_of_budget({"a": jc.Spectrum.of({"t": alpha})}, 10**6) == {"a": 1}
+
+
 def test_a_budget_below_rank_one_says_what_that_takes():
     with pytest.raises(errors.PatchError, match="10 bytes is too small: rank 1 in every layer takes 64"):
         jc.ranks_of_budget({"a": jc.Spectrum.of(adapters(8, 8, 1))}, 10)

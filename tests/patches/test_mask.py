@@ -189,8 +189,8 @@ def test_scores_have_adam_at_1e_4_without_decay_unless_the_run_says_otherwise():
 def test_shrinkage_by_data_set_size():
     """RA, section 4.1: 0.002, 0.0005, 0.0001 for its small, middle and large data sets."""
     setting = Optimization(weight_decay={"parallel_adapter": "by_size"})
-    decays = {size: setting.decay_of("patch", "parallel_adapter", 2, size) for size in (2_000, 7_000, 9_000, 30_000, 40_000)}
-    assert decays == {2_000: 0.002, 7_000: 0.002, 9_000: 0.0005, 30_000: 0.0005, 40_000: 0.0001}
+    decays = {size: setting.decay_of("patch", "parallel_adapter", 2, size) for size in (1_020, 3_334, 6_826, 23_520, 28_230)}
+    assert decays == {1_020: 0.002, 3_334: 0.002, 6_826: 0.0005, 23_520: 0.0005, 28_230: 0.0001}
     assert setting.decay_of("patch", "scale_bias", 2, 2_000) == 0.0
     with pytest.raises(errors.ConfigError, match="wanted a number or 'by_size'"):
         Optimization(weight_decay={"parallel_adapter": "size"})

@@ -159,7 +159,7 @@ MISTAKES = {
     "scale_bias(momentum=high)": ["scale_bias(momentum=high): wanted a number"],
     "scale_bias(momentum=1.0)": ["scale_bias(momentum=1.0): wanted a number in [0, 1)"],
     "scale_bias(momentum=-0.1)": ["wanted a number in [0, 1)"],
-    "scale_bias(momentum=nan)": ["wanted a number in [0, 1)"],
+    "scale_bias(momentum=nan)": ["wanted a number"],
     "full(momentum=1.5)": ["full(momentum=1.5): wanted a number in [0, 1)"],
     "full(recalibrate=maybe)": ["full(recalibrate=maybe): wanted true or false"],
     "scale_bias(statistics=frozen,affine=frozen)": ["owns nothing", "leave scale_bias out"],
