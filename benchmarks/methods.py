@@ -121,7 +121,11 @@ def main():
                             file.write(json.dumps(lines[-1]) + "\n")
                         shown = ("task", "method", "seed", "rate", "validation_accuracy", "test_accuracy")
                         print(*(lines[-1][name] for name in shown), flush=True)
-    print("\n".join(table(lines)))
+    full = [line for line in lines if line["steps"] == STEPS[line["task"]]]
+    short = [line for line in lines if line["steps"] != STEPS[line["task"]]]
+    for title, listed in (("full length", full), ("short", short)):
+        if listed:
+            print(f"{title}:", *table(listed), sep="\n")
 
 
 if __name__ == "__main__":

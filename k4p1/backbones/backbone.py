@@ -63,12 +63,11 @@ class Backbone:
         """The layers that own variables, in topological order, with canonical name and place in the network."""
         leaves = canonical.leaf_layers(self.model)
         layers = [(name, layer) for name, layer in leaves if layer.weights]  # a dropout owns but a seed
-        last = max(len(layers) - 1, 1)
         stages = placement.stages([name for name, _ in layers])
         positions = placement.block_positions(self.model)
         return [
-            LayerSite(name, layer, index / last, positions.get(id(layer)), stages[index])
-            for index, (name, layer) in enumerate(layers)
+            LayerSite(name, layer, positions.get(id(layer)), stage)
+            for (name, layer), stage in zip(layers, stages, strict=True)
         ]
 
     @property

@@ -11,13 +11,11 @@ class LayerSite:
     Attributes:
       name: the canonical name.
       layer: the shared `keras.layers.Layer`.
-      depth: position among the layers that own variables, in topological order, 0 (first) to 1 (last).
       block_position: rank among the convolutions on the long way through its residual block, from 1; None outside of one.
       stage: `early`, `mid` or `late`.
     """
 
     name: str
     layer: typing.Any
-    depth: float
     block_position: int | None = None
     stage: str = "early"
