@@ -5,7 +5,11 @@ import pytest
 import gin
 from k4p1 import config, errors, gin_files
 
-NEEDED = {"finetune": ["data = 'embedded/digits'"]}
+NEEDED = {
+    "finetune": ["data = 'embedded/digits'"],
+    "decathlon": ["weights = None"],
+    "lwf": ["data = 'embedded/digits'", "old_backbone = 'b'", "old_patch = 'p'", "old_task = 'old'"],
+}
 """Bindings without which a shipped file cannot be read."""
 
 
@@ -35,7 +39,16 @@ class TestFiles:
 
     def test_every_shipped_file_says_what_it_is(self):
         shipped = gin_files.shipped()
-        assert set(shipped) >= {"quickstart", "finetune", "k4p1_table4", "k4p1_table5"}
+        assert set(shipped) >= {
+            "quickstart",
+            "finetune",
+            "k4p1_table4",
+            "k4p1_table5",
+            "decathlon",
+            "decathlon_small",
+            "packnet",
+            "lwf",
+        }
         for name, summary in shipped.items():
             text = (gin_files.folder() / f"{name}.gin").read_text()
             assert len(summary) > 20, name

@@ -76,7 +76,7 @@ COMMANDS = {
 }
 """What runs a file, where it is not `train`."""
 
-UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["wide_resnet.weights", "resnet26.weights"]}
+UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["resnet26.weights", "wide_resnet.weights"]}
 """Bindings of the backbone that a smaller one stands for."""
 
 NEEDS_A_RUN = ["lwf"]
@@ -94,5 +94,5 @@ def test_takes_a_step_a_task_and_reads_every_binding(name, capsys, tmp_path, mon
     assert rows == TASKS[name]
     assert "dry run: every task took one step; nothing was written" in captured.out
     unread = [line.split("'")[1] for line in captured.err.splitlines() if "nobody reads binding" in line]
-    assert unread == UNREAD.get(name, ["mobilenet_v2.width"])
+    assert sorted(unread) == UNREAD.get(name, ["mobilenet_v2.width"])
     assert not list(tmp_path.iterdir())

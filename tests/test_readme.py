@@ -27,7 +27,8 @@ RUNS = ("train", "decathlon", "packnet")
 
 def small(command):
     """Bindings that make a run short."""
-    return ["--gin_bindings", "steps = 2", "--gin_bindings", f"{command}.recalibration_batches = 1"]
+    shallow = [] if command == "train" else ["depth = 8"]
+    return [part for b in ("steps = 2", f"{command}.recalibration_batches = 1", *shallow) for part in ("--gin_bindings", b)]
 
 
 def test_the_python_example_runs(tmp_path, capsys):

@@ -77,6 +77,7 @@ def test_description(saved, small_backbone):
         "fingerprint": small_backbone.fingerprint(),
         "structure": small_backbone.structure_hash(),
         "shared_head": "",
+        "factors": "",
         "k4p1_version": info.k4p1_version,
     }
     options = json.loads(artifact.read_header(path)["patch"])["options"]
