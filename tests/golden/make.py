@@ -1,6 +1,8 @@
 """Writes the golden files of the present format versions; run once when a version is new, never to make a test pass.
 
 python tests/golden/make.py tests/golden/version_1
+
+Run it with the oldest Keras that setup.py allows: a newer one reads what it wrote of a network, not the other way round.
 """
 
 import json
