@@ -8,9 +8,10 @@ import typing
 from collections.abc import Sequence
 
 from k4p1 import errors
+from k4p1.backbones import placement
 from k4p1.backbones.site import LayerSite
 
-STAGES = ("all", "early", "mid", "late")
+STAGES = ("all", *placement.STAGES)
 
 _KINDS: dict[str, type["PatchKind"]] = {}
 

@@ -59,7 +59,7 @@ def test_packnet_packs_tasks_one_after_another(tmp_path, images):
     assert k4p1.packnet(backbone=backbone, tasks=tasks, model_dir=tmp_path / "run", **how).summary == result.summary
 
 
-def test_the_order_of_packed_tasks_matters():
+def test_the_free_weights_are_those_that_are_zero():
     backbone = backbones.cifar_resnet(depth=8)
     pruned = {key: np.where(np.abs(v) < 0.05, 0, v) if "conv" in key else v for key, v in backbone.tensors().items()}
     backbone.assign(pruned)
