@@ -1,4 +1,4 @@
-"""Packaging of k4p1. The gin files of `gin/` are installed as `k4p1/configs/`, where `k4p1.config` finds them."""
+"""Packaging of k4p1. The gin files of `gin/` are installed as `k4p1/configs/`, where `k4p1.cli.gin_files` finds them."""
 
 import pathlib
 import shutil
@@ -36,7 +36,7 @@ setuptools.setup(
     python_requires=">=3.10,<3.14",
     packages=setuptools.find_packages(include=["k4p1", "k4p1.*"]),
     cmdclass={"build_py": BuildWithConfigs},
-    entry_points={"console_scripts": ["k4p1 = k4p1.cli:entry"]},
+    entry_points={"console_scripts": ["k4p1 = k4p1.cli.main:entry"]},
     install_requires=[
         "absl-py>=2.1",
         "gin-config>=0.5",
@@ -55,10 +55,12 @@ setuptools.setup(
     extras_require={
         "dev": [
             "hypothesis>=6.100",
+            "import-linter>=2.5,<3",
             "jax>=0.4.38",
             "kubernetes-validate>=1.30",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.12",
         ],
         "mobile": ["ai-edge-litert>=2.0"],

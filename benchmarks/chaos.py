@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from k4p1 import gin_files
+from k4p1.cli import gin_files
 
 WORKERS = 4
 GIN = """

@@ -26,8 +26,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-from k4p1.cluster import announcement
 from k4p1.cluster.local import LocalCluster
+from k4p1.files import run_record
 
 CLASSES, IMAGE_SIZE, BATCH_SIZE = 10, 64, 16
 FROZEN_WIDTH, FROZEN_BATCH = 2880, 4
@@ -37,8 +37,8 @@ WORKERS = 2
 class Turns:
     """Gives out steps: tells how long a number of them takes."""
 
-    def __init__(self, session):
-        self._queue = session.coordinator.queue
+    def __init__(self, connection):
+        self._queue = connection.coordinator.queue
         self._queue.dispatcher = self
         self._lock = threading.Lock()
         self._left, self._open, self._steps, self._over = {}, 0, {}, threading.Event()
@@ -95,53 +95,53 @@ def random_batches(image_size, batch_size=BATCH_SIZE):
     return batches
 
 
-def traced(session, function, batches):
+def traced(connection, function, batches):
     """A function of an iterator as the steps of one task."""
     import tensorflow as tf
 
     from k4p1.cluster.tensorflow_private import Step
 
-    iterator = iter(session.coordinator.create_per_worker_dataset(batches))
-    step = Step("", tf.function(function), iterator, session.coordinator.queue)
+    iterator = iter(connection.coordinator.create_per_worker_dataset(batches))
+    step = Step("", tf.function(function), iterator, connection.coordinator.queue)
     return step.traced, iterator
 
 
-def engine_steps(store, optimization, patched, groups, name):
+def engine_steps(store, schedule, patched, groups, name):
     """The engine's step on a store, as a function of an iterator."""
-    import tensorflow as tf
-
+    from k4p1.cluster.trainer import packed_step
     from k4p1.engine.pure import PureTask
     from k4p1.engine.step import Pace, training_step
-    from k4p1.tasks.losses import MeanLoss
+    from k4p1.tasks.loss import TaskLoss
+    from k4p1.tasks.objectives import CLASSIFICATION
 
-    loss = MeanLoss("softmax_cross_entropy")
-    step = training_step(PureTask(name, patched, groups), store, loss, optimization, Pace(10**9, (1.0,), 0, 0))
-    return lambda iterator: tf.stack([tf.cast(v, tf.float64) for v in step(next(iterator))])
+    loss = TaskLoss.of("softmax_cross_entropy", CLASSIFICATION)
+    step = training_step(PureTask(name, patched, groups), store, loss, schedule, Pace(10**9, (1.0,), 0, 0))
+    return packed_step(step)
 
 
-def packed(session, models, image_size, resident=True, batch_size=BATCH_SIZE):
+def packed(connection, models, image_size, resident=True, batch_size=BATCH_SIZE):
     """Steps of tasks on packed vectors; and the store."""
     from k4p1.cluster.store import ServerStore
-    from k4p1.engine import Optimization, plan_groups
+    from k4p1.engine import OptimizerConfig, plan_groups
     from k4p1.engine.optimizers import RMSProp
 
-    optimization = Optimization(schedule="constant", optimizer=RMSProp())
-    groups = plan_groups(models, optimization)
-    store = ServerStore(groups, optimization, dict.fromkeys(models, 10**9), devices=session.devices, resident=resident)
+    optimizer = OptimizerConfig(schedule="constant", optimizer=RMSProp())
+    groups = plan_groups(models, optimizer.resolved())
+    store = ServerStore(groups, dict.fromkeys(models, 10**9), devices=connection.devices, resident=resident)
     batches = random_batches(image_size, batch_size)
     steps = {
-        number: traced(session, engine_steps(store, optimization, patched, groups, name), batches)
+        number: traced(connection, engine_steps(store, optimizer.schedule, patched, groups, name), batches)
         for number, (name, patched) in enumerate(models.items())
     }
     return steps, store
 
 
-def plain(session):
+def plain(connection):
     """What TensorFlow's tutorial gives: variables of the model on the server, one each, and Keras' optimizer."""
     import keras
     import tensorflow as tf
 
-    with session.coordinator.strategy.scope():
+    with connection.coordinator.strategy.scope():
         network = keras.applications.MobileNetV2(
             input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3), alpha=0.35, weights=None, include_top=False, pooling="avg"
         )
@@ -159,20 +159,20 @@ def plain(session):
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return tf.cast(loss, tf.float64)
 
-    return {number: traced(session, step, random_batches(IMAGE_SIZE)) for number in range(WORKERS)}
+    return {number: traced(connection, step, random_batches(IMAGE_SIZE)) for number in range(WORKERS)}
 
 
 def local_stepper(models):
     """The one-process engine on the same tasks, in turns."""
     import tensorflow as tf
 
-    from k4p1.engine import Optimization, Store, plan_groups
+    from k4p1.engine import OptimizerConfig, Store, plan_groups
     from k4p1.engine.optimizers import RMSProp
 
-    optimization = Optimization(schedule="constant", optimizer=RMSProp())
-    groups = plan_groups(models, optimization)
-    store = Store(groups, optimization, dict.fromkeys(models, 10**9))
-    functions = [tf.function(engine_steps(store, optimization, m, groups, name)) for name, m in models.items()]
+    optimizer = OptimizerConfig(schedule="constant", optimizer=RMSProp())
+    groups = plan_groups(models, optimizer.resolved())
+    store = Store(groups, dict.fromkeys(models, 10**9))
+    functions = [tf.function(engine_steps(store, optimizer.schedule, m, groups, name)) for name, m in models.items()]
     iterators = [iter(random_batches(IMAGE_SIZE)()) for _ in models]
 
     def run(steps):
@@ -231,14 +231,14 @@ def loopback_bytes():
     return int(next(line for line in lines if line.strip().startswith("lo:")).split(":")[1].split()[0])
 
 
-def measure(session, rounds, steps):
+def measure(connection, rounds, steps):
     """All ratios."""
     import tensorflow as tf
 
-    turns, ratios = Turns(session), {}
+    turns, ratios = Turns(connection), {}
     models = mobilenet_tasks(WORKERS)
-    two, store = packed(session, models, IMAGE_SIZE)
-    by_hand, in_process = plain(session), local_stepper(models)
+    two, store = packed(connection, models, IMAGE_SIZE)
+    by_hand, in_process = plain(connection), local_stepper(models)
     found = rates(
         {
             "packed vectors": lambda n: turns(two, n),
@@ -258,21 +258,21 @@ def measure(session, rounds, steps):
     ratios["bytes_over_vectors"] = a_step / store.step_bytes("t0")
 
     frozen = frozen_tasks()
-    kept, _ = packed(session, frozen, 8, batch_size=FROZEN_BATCH)
-    read, read_store = packed(session, frozen, 8, resident=False, batch_size=FROZEN_BATCH)
+    kept, _ = packed(connection, frozen, 8, batch_size=FROZEN_BATCH)
+    read, read_store = packed(connection, frozen, 8, resident=False, batch_size=FROZEN_BATCH)
     contestants = {"kept by workers": lambda n: turns(kept, n), "read at every step": lambda n: turns(read, n)}
     found = rates(contestants, rounds, steps)
     ratios["resident_over_read"] = found["kept by workers"] / found["read at every step"]
     seconds_a_byte = (1 / found["read at every step"] - 1 / found["kept by workers"]) / read_store.step_bytes("t0")
     print(f"cost of one more byte a step: {1e9 * seconds_a_byte:.3f} ns, both workers at once")
 
-    empty = {i: traced(session, lambda iterator: tf.zeros([5], tf.float64), random_batches(8)) for i in range(WORKERS)}
+    empty = {i: traced(connection, lambda iterator: tf.zeros([5], tf.float64), random_batches(8)) for i in range(WORKERS)}
     cpu = time.process_time()
     seconds = turns(empty, 20 * steps)
     cpu = (time.process_time() - cpu) / (20 * steps)
     print(f"a step that does nothing: {1e3 * seconds / (20 * steps):.2f} ms, coordinator's CPU {1e3 * cpu:.2f} ms")
 
-    sixteen, _ = packed(session, mobilenet_tasks(16), IMAGE_SIZE)
+    sixteen, _ = packed(connection, mobilenet_tasks(16), IMAGE_SIZE)
     turns(sixteen, 64)
     found = rates({"2 tasks": lambda n: turns(two, n), "16 tasks": lambda n: turns(sixteen, n)}, rounds, max(steps, 64))
     ratios["steps_16_tasks_over_2"] = found["16 tasks"] / found["2 tasks"]
@@ -287,11 +287,11 @@ def main():
     a = parser.parse_args()
     a.steps += a.steps % WORKERS
     with tempfile.TemporaryDirectory() as folder:
-        announcement.announce(pathlib.Path(folder), "")
+        run_record.announce(pathlib.Path(folder), "")
         with LocalCluster(1, WORKERS, pathlib.Path(folder)) as cluster:
-            from k4p1.cluster.session import Session
+            from k4p1.cluster.connection import Connection
 
-            ratios = measure(Session(cluster.spec, 120.0), a.rounds, a.steps)
+            ratios = measure(Connection(cluster.spec, 120.0), a.rounds, a.steps)
     print(json.dumps({name: round(value, 3) for name, value in ratios.items()}), flush=True)
     os._exit(0)  # the threads of connections never stop
 

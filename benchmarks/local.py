@@ -22,12 +22,13 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import backbones, data
-from k4p1.engine import Optimization, Store, plan_groups
+from k4p1.engine import OptimizerConfig, Store, plan_groups
 from k4p1.engine.pure import PureTask
 from k4p1.engine.step import Pace, training_step
 from k4p1.patches.apply import apply_patches
 from k4p1.tasks.cached_features import CachedFeatures
-from k4p1.tasks.losses import MeanLoss
+from k4p1.tasks.loss import TaskLoss
+from k4p1.tasks.objectives import CLASSIFICATION
 
 CLASSES = 10
 HEAD_IMAGES = 512
@@ -46,11 +47,13 @@ def random_batches(image_size, batch_size):
 
 def engine_stepper(patched, batches, steps=10**9):
     """One step of the engine on a patched model."""
-    optimization = Optimization(schedule="constant")
-    groups = plan_groups({"task": patched}, optimization)
-    store = Store(groups, optimization, {"task": steps})
+    optimizer = OptimizerConfig(schedule="constant")
+    groups = plan_groups({"task": patched}, optimizer.resolved())
+    store = Store(groups, {"task": steps})
     task = PureTask("task", patched, groups)
-    step = training_step(task, store, MeanLoss("softmax_cross_entropy"), optimization, Pace(steps, (1.0,), 0, 0))
+    step = training_step(
+        task, store, TaskLoss.of("softmax_cross_entropy", CLASSIFICATION), optimizer.schedule, Pace(steps, (1.0,), 0, 0)
+    )
     function, iterator = tf.function(lambda iterator: step(next(iterator))), iter(batches)
     return lambda: float(function(iterator).loss)
 
@@ -95,7 +98,7 @@ def head_epochs(backbone, image_size, batch_size):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (HEAD_IMAGES, image_size, image_size, 3), np.uint8)
     source = data.Arrays({"train": (images, random.integers(0, CLASSES, HEAD_IMAGES))}, range(CLASSES))
-    splits = data.Splits(source, validation=0.0)
+    splits = data.Splits(source, validation_fraction=0.0)
     patched = apply_patches(backbone, "head", classes=CLASSES, image_size=image_size)
     pipeline = data.Pipeline(source, splits, patched.image_size, batch_size, CLASSES)
     cached = CachedFeatures(pipeline, patched)

@@ -1,6 +1,7 @@
 """The errors that k4p1 raises, each with the exit code of the command line."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -41,13 +42,13 @@ class StorageError(K4p1Error, OSError):
 
 
 class Preempted(K4p1Error):
-    """The run was asked to stop (SIGTERM) and saved its state; start it again to go on (exit 75)."""
+    """The run was asked to stop (SIGTERM) and saved its state; start it again to resume (exit 75)."""
 
     exit_code = 75
 
 
 class ClusterError(K4p1Error):
-    """A part of the cluster does not answer or is lost; start the run again to go on (exit 75)."""
+    """A part of the cluster does not answer or is lost; start the run again to resume (exit 75)."""
 
     exit_code = 75
 
@@ -63,7 +64,12 @@ class Interrupted(K4p1Error):
 
 
 class PatchWarning(UserWarning):
-    """A patch that works, and is hardly what its user wants: larger than what it adapts, or letting nothing through."""
+    """Something that works and is probably not what its user intended, such as a patch larger than what it adapts."""
+
+
+def warn(text: str) -> None:
+    """Warns in one line; the command line prints it, tests make it an error."""
+    warnings.warn(text, PatchWarning, stacklevel=3)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ def import_quietly() -> None:
     """Imports TensorFlow; what it has to say on the way, and its advice on retracing, is not for the user."""
     if "tensorflow" in sys.modules:
         return
-    # On a cluster TensorFlow tells at length, as errors, what happens when a worker is lost; k4p1 tells it in a line.
+    # On a cluster TensorFlow reports a lost worker at length, as errors; k4p1 reports it in one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if os.environ.get("TF_CONFIG") else "2")
     sys.stderr.flush()
     kept = os.dup(2)

@@ -19,8 +19,47 @@ BESIDE = pathlib.Path(os.environ.get("K4P1_SHARED", pathlib.Path(__file__).resol
 
 
 def pytest_configure(config):
-    tf.config.threading.set_intra_op_parallelism_threads(2)
+    threads = 1 if os.environ.get("PYTEST_XDIST_WORKER") else 2  # beside another worker, one core is ours
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(2)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="the tests that find most, in under three minutes: a covering set of the conformance table, and of the others "
+        "those that start no processes and are not slow",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `--quick` leaves out what takes long. Files that take longest come first, so that two workers end together."""
+    if config.getoption("--quick"):
+        left_out = [item for item in items if _takes_long(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not _takes_long(item)]
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
+_LONGEST = (
+    "test_faults.py",
+    "test_readme.py",
+    "test_conformance.py",
+    "test_compress.py",
+    "test_cli.py",
+    "test_one_cluster.py",
+    "test_baselines.py",
+    "test_run.py",
+    "test_resume.py",
+    "test_platforms.py",
+    "test_examples.py",
+    "test_gin_files.py",
+)
+
+
+def _takes_long(item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("processes", "slow", "full_table"))
 
 
 @pytest.fixture(scope="session")

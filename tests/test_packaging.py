@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.stem for path in (ROOT / "gin").glob("*.gin"))
 
@@ -35,9 +37,7 @@ def test_gin_files_are_found_by_short_name_from_anywhere(tmp_path, how):
     source = [str(checkout)] if how == "installed" else ["--editable", str(checkout)]
     done = run(python, "-m", "pip", "install", *quietly, *source)
     assert done.returncode == 0, done.stderr
-    snippet = (
-        "import k4p1, k4p1.gin_files as c; print(k4p1.__file__); print(*sorted(c.shipped())); print(c.find('quickstart'))"
-    )
+    snippet = "import k4p1, k4p1.cli.gin_files as c; print(k4p1.__file__); print(*c.shipped()); print(c.find('quickstart'))"
     found = run(python, "-c", snippet, cwd=elsewhere, env={"PATH": "/usr/bin:/bin"})
     assert found.returncode == 0, found.stderr
     where, names, path = found.stdout.splitlines()
@@ -53,7 +53,7 @@ def test_no_python_file_shadows_gin():
 def test_import_and_help_are_quick_because_nothing_heavy_is_imported():
     heavy = "tensorflow,keras,numpy,gin,sklearn,rich,tensorflow_datasets"
     snippet = (
-        "import sys, k4p1, k4p1.cli; k4p1.cli.main(['--help']); "
+        "import sys, k4p1.cli.main; k4p1.cli.main.main(['--help']); "
         f"print([m for m in '{heavy}'.split(',') if m in sys.modules])"
     )
     done = run(sys.executable, "-c", snippet, cwd=ROOT)

@@ -7,9 +7,12 @@ import shlex
 import pytest
 
 import k4p1
-from k4p1 import backbones, cli, config
-from k4p1.export.patch_file import save_patch
+from k4p1 import backbones
+from k4p1.cli import gin_config, main
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.patch_file import save_patch
+
+pytestmark = pytest.mark.processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +31,11 @@ RUNS = ("train", "decathlon", "packnet")
 def small(command):
     """Bindings that make a run short."""
     shallow = [] if command == "train" else ["depth = 8"]
-    return [part for b in ("steps = 2", f"{command}.recalibration_batches = 1", *shallow) for part in ("--gin_bindings", b)]
+    return [
+        part
+        for b in ("steps = 2", "batch_size = 8", f"{command}.recalibration_batches = 1", *shallow)
+        for part in ("--gin_bindings", b)
+    ]
 
 
 def test_the_python_example_runs(tmp_path, capsys):
@@ -60,14 +67,14 @@ def test_the_commands_run(tmp_path, capsys):
             continue  # want data and weights of the reader's own
         if arguments[0] in RUNS:
             arguments += small(arguments[0])
-        assert cli.main(arguments) == 0, (arguments, capsys.readouterr().err)
+        assert main.main(arguments) == 0, (arguments, capsys.readouterr().err)
         ran.append(arguments[0])
-    assert set(ran) == set(cli.COMMANDS) - {"finetune", "predict", "server", "serve_parameters", "work"}
+    assert set(ran) == set(main.COMMANDS) - {"finetune", "predict", "join", "method_table", "mask_rates"}
 
 
 @pytest.mark.parametrize("arguments", [a for a in OURS if a[0] == "finetune"], ids=lambda a: " ".join(a)[:60])
 def test_the_bindings_of_commands_that_want_data_are_known(arguments):
-    assert config.load(["finetune"], [arguments[i + 1] for i, a in enumerate(arguments) if a == "--gin_bindings"])
+    assert gin_config.load(["finetune"], [arguments[i + 1] for i, a in enumerate(arguments) if a == "--gin_bindings"])
 
 
 def test_scripts_and_linked_files_exist():

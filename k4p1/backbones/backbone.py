@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from k4p1 import artifact, content_hash, errors
-from k4p1.backbones import canonical, placement, scaling
+from k4p1 import errors
+from k4p1.backbones import canonical, input_scaling, placement
 from k4p1.backbones.site import LayerSite
+from k4p1.files import content_hash, tensor_file
 
 _STRUCTURAL = (  # noqa: SIM905
     "filters kernel_size strides padding dilation_rate groups depth_multiplier units use_bias activation pool_size axis "
@@ -31,7 +32,7 @@ class Backbone:
         are open: it is built once, and each task clones it with its own input size.
       name: what users call it, such as `mobilenet_v2`.
       config: arguments from which `k4p1.backbones.build` makes the same structure; plain JSON values.
-      scaling: how pixels of 0 to 255 are scaled before the network, a name of `scaling.SCALINGS`.
+      scaling: how pixels of 0 to 255 are scaled before the network, a name of `input_scaling.SCALINGS`.
       minimum_size: the smallest image side in pixels, or None if unknown.
 
     Raises:
@@ -45,8 +46,8 @@ class Backbone:
     minimum_size: int | None = None
 
     def __post_init__(self):
-        if self.scaling not in scaling.SCALINGS:
-            raise errors.ConfigError(errors.unknown("input scaling", self.scaling, scaling.SCALINGS))
+        if self.scaling not in input_scaling.SCALINGS:
+            raise errors.ConfigError(errors.unknown("input scaling", self.scaling, input_scaling.SCALINGS))
         if not hasattr(self.model, "_run_through_graph") or len(self.model.inputs) != 1:
             raise errors.ConfigError(
                 f"backbone '{self.name}' must be a functional keras.Model with one image input; got "
@@ -54,7 +55,7 @@ class Backbone:
             )
         if len(self.model.output.shape) != 2:
             raise errors.ConfigError(
-                f"backbone '{self.name}' must put out features (batch, n), got {self.model.output.shape}"
+                f"backbone '{self.name}' must output features (batch, n), got {self.model.output.shape}"
             )
         canonical.rename(self.model)
 
@@ -72,13 +73,13 @@ class Backbone:
 
     @property
     def features(self) -> int:
-        """The number of features that the network puts out."""
+        """The number of features that the network outputs."""
         return self.model.output.shape[-1]
 
     def variables(self) -> dict[str, keras.Variable]:
         """Every variable by canonical key, `layer/variable`, random states left out."""
         return {
-            f"{site.name}/{_key(variable, site.layer)}": variable
+            f"{site.name}/{variable_key(variable, site.layer)}": variable
             for site in self.sites
             for variable in site.layer.variables
             if keras.backend.is_float_dtype(variable.dtype)
@@ -94,7 +95,7 @@ class Backbone:
         Raises:
           ArtifactError: a name or shape that does not fit; nothing is written then.
         """
-        artifact.check_fit(f"backbone '{self.name}'", {key: v.shape for key, v in self.variables().items()}, tensors)
+        tensor_file.check_fit(f"backbone '{self.name}'", {key: v.shape for key, v in self.variables().items()}, tensors)
         for key, variable in self.variables().items():
             variable.assign(tensors[key])
         for site in self.sites:
@@ -102,7 +103,7 @@ class Backbone:
                 site.layer.finalize_state()
 
     def set_trainable(self, trained: bool) -> None:
-        """Says what plain `fit` and `summary` of a task model do with shared variables; the engine does not look at it."""
+        """Says what plain `fit` and `summary` of a task model do with shared variables; the engine ignores it."""
         for site in self.sites:
             learned = learned_variables(site.layer)
             for variable in site.layer.variables:
@@ -122,7 +123,7 @@ def learned_variables(layer: keras.layers.Layer) -> set[int]:
     return {id(variable) for part in layer._flatten_layers() for variable in part._trainable_variables}
 
 
-def _key(variable: keras.Variable, layer: keras.layers.Layer) -> str:
+def variable_key(variable: keras.Variable, layer: keras.layers.Layer) -> str:
     """The variable's name in its layer; with its path inside the layer where names repeat (attention, recurrent)."""
     names = [v.name for v in layer.variables]
     return variable.name if names.count(variable.name) == 1 else "/".join(variable.path.split("/")[1:])
@@ -170,6 +171,8 @@ def _operation(operation: keras.Operation) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):  # as it is once it has been written and read
+        return value.item()
     if hasattr(value, "shape"):
         return content_hash.digest({"constant": keras.ops.convert_to_numpy(value)})
     if isinstance(value, Mapping):  # a serialized object, such as an activation layer

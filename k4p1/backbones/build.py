@@ -1,5 +1,6 @@
 """Builds backbones: networks of keras.applications, a user's own model, or one read from a file."""
 
+import copy
 import inspect
 import pathlib
 import warnings
@@ -8,9 +9,10 @@ from typing import Any
 
 import keras
 
-from k4p1 import artifact, errors
+from k4p1 import errors
 from k4p1.backbones import networks
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
+from k4p1.files import tensor_file
 
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 _FAMILIES = (  # prefix of a keras.applications name -> how its own preprocess_input scales
@@ -40,7 +42,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
       weights: None (random), `imagenet` (downloaded by Keras), or the path of a weight file for the network without
         classifier, or of a backbone file that k4p1 wrote.
       width: multiplies the filters of every convolution: `alpha` of the MobileNets; InceptionV3 is rebuilt.
-      **arguments: further arguments of the Keras function, such as `include_preprocessing`.
+      **arguments: further arguments of the Keras function, such as `minimalistic`.
 
     Raises:
       ConfigError: unknown network or argument.
@@ -58,6 +60,11 @@ def application(network: str, weights: str | None = None, width: float | None = 
         if name not in accepted:
             named = "width" if name == "alpha" else name
             raise errors.ConfigError(errors.unknown(f"argument of {network}", named, [*accepted, "weights"]))
+    if arguments.get("include_preprocessing") is False:
+        raise errors.ConfigError(
+            f"{network}(include_preprocessing=False): task models scale pixels of 0 to 255 as the network expects them; "
+            "leave it out"
+        )
     if width is not None and width <= 0:
         raise errors.ConfigError(f"{network}(width={width}): the width must be positive")
     if is_rebuilt and weights == "imagenet":
@@ -68,7 +75,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
     is_ours = path is not None and path.suffix == ".safetensors"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns once a layer of weights that do not fit, then raises
+            warnings.simplefilter("ignore")  # Keras warns once per layer about weights that do not fit, then raises
             model = known[network](
                 input_shape=(None, None, 3),
                 include_top=False,
@@ -92,7 +99,7 @@ def application(network: str, weights: str | None = None, width: float | None = 
     scaling = next(value for prefix, value in _FAMILIES if network.startswith(prefix))
     backbone = Backbone(model, network, config, scaling, _MINIMUM_SIZES.get(network, 32))
     if is_ours:
-        backbone.assign(artifact.read(path, FILE_FORMAT, FILE_VERSION)[0])
+        backbone.assign(tensor_file.read(path, FILE_FORMAT, FILE_VERSION)[0])
     return backbone
 
 
@@ -136,8 +143,10 @@ def from_config(name: str, config: Mapping[str, Any], scaling: str) -> Backbone:
         if config.get("network") in networks.NETWORKS:
             return networks.rebuilt(config)
         if "network" in config:
-            return application(**config)
-        return Backbone(keras.saving.deserialize_keras_object(dict(config["keras_model"])), name, config, scaling)
+            arguments = {key: value for key, value in config.items() if key != "weights"}  # values come from the file
+            return application(**arguments)
+        described = copy.deepcopy(config["keras_model"])  # Keras empties what it reads
+        return Backbone(keras.saving.deserialize_keras_object(described), name, config, scaling)
     except (ValueError, TypeError, KeyError) as e:
         raise errors.ArtifactError(f"cannot rebuild backbone '{name}': {_first_line(e)}") from e
 

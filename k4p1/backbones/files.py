@@ -3,9 +3,9 @@
 import json
 import pathlib
 
-from k4p1 import artifact
 from k4p1.backbones import build
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
+from k4p1.files import tensor_file
 
 FORMAT, VERSION = FILE_FORMAT, FILE_VERSION
 
@@ -19,7 +19,7 @@ def save(backbone: Backbone, path: str | pathlib.Path) -> str:
         "scaling": backbone.scaling,
         "fingerprint": fingerprint,
     }
-    artifact.write(path, FORMAT, VERSION, tensors, metadata)
+    tensor_file.write(path, FORMAT, VERSION, tensors, metadata)
     return fingerprint
 
 
@@ -29,7 +29,7 @@ def load(path: str | pathlib.Path) -> Backbone:
     Raises:
       ArtifactError: damaged, of another version, or it cannot be built here.
     """
-    tensors, metadata = artifact.read(path, FORMAT, VERSION)
+    tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
     backbone = build.from_config(metadata["name"], json.loads(metadata["config"]), metadata["scaling"])
     backbone.assign(tensors)
     return backbone

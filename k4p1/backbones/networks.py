@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from k4p1 import artifact, errors
+from k4p1 import errors
 from k4p1.backbones import residual
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
+from k4p1.files import tensor_file
 
 _CIFAR_VARIABLES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
@@ -91,7 +92,7 @@ def _made(network: str, weights: str | None, arguments: dict[str, Any]) -> Backb
         model = build(**arguments, **({"weights": str(for_builder)} if for_builder else {}))
         backbone = Backbone(model, network, {"network": network, **arguments}, scaling, minimum_size)
         if suffix == ".safetensors":
-            backbone.assign(artifact.read(path, FILE_FORMAT, FILE_VERSION)[0])
+            backbone.assign(tensor_file.read(path, FILE_FORMAT, FILE_VERSION)[0])
         elif suffix == ".npz":
             backbone.assign(_from_pytorch_names(path))
         elif path is not None and not for_builder:

@@ -63,7 +63,7 @@ def cifar_resnet(depth: int = 56) -> keras.Model:
       ConfigError: a depth that is not 6 n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
-        raise errors.ConfigError(f"cifar_resnet(depth={depth}): wanted 6 n + 2, such as 20, 32, 44, 56, 110")
+        raise errors.ConfigError(f"cifar_resnet(depth={depth}): expected 6 n + 2, such as 20, 32, 44, 56, 110")
     image = keras.Input((None, None, 3), name="image")
     x = _bn_relu(_convolution(image, 16, "stem"), "stem")
     for stage, channels in enumerate((16, 32, 64), 1):
@@ -90,7 +90,7 @@ def wide_resnet(depth: int = 28, width: float = 4.0, dropout: float = 0.0) -> ke
       ConfigError: a depth that is not 6 n + 4.
     """
     if depth < 10 or (depth - 4) % 6:
-        raise errors.ConfigError(f"wide_resnet(depth={depth}): wanted 6 n + 4, such as 16, 22, 28, 40")
+        raise errors.ConfigError(f"wide_resnet(depth={depth}): expected 6 n + 4, such as 16, 22, 28, 40")
     image = keras.Input((None, None, 3), name="image")
     x = _convolution(image, 16, "stem")
     for stage, base in enumerate((16, 32, 64), 1):

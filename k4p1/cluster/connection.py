@@ -1,104 +1,95 @@
-"""A run's cluster: who works for whom, and the trainer on it."""
+"""The coordinator's connection to its servers and workers."""
 
-import dataclasses
-import pathlib
-from collections.abc import Mapping, Sequence
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+
+import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.cluster import announcement
-from k4p1.cluster.policy import WorkerPolicy
-from k4p1.cluster.session import Session, check_port
-from k4p1.cluster.spec import COORDINATOR, WORKER, ClusterSpec
-from k4p1.cluster.store import ServerStore
-from k4p1.cluster.trainer import ClusterTrainer
-from k4p1.cluster.worker_groups import Wish, assign
-from k4p1.engine.bookkeeping import TrainingTask
-from k4p1.engine.checkpoints import Checkpoints
-from k4p1.engine.groups import TRAINED, ParameterGroup
-from k4p1.engine.optimization import Optimization
-from k4p1.engine.reporting import Reporter
+from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
+from k4p1.cluster.tensorflow_private import PullCoordinator
 
-_sessions: dict[str, Session] = {}
+_LOOK_SECONDS = 0.25
+_SILENT_SECONDS = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """The cluster of a run.
+class Connection:
+    """Waits for all servers and workers, then connects; there is one per process, for as long as it lives.
+
+    Variables that TensorFlow made before are lost with the connection, so it comes first.
+
+    Args:
+      spec: the cluster, seen by its coordinator.
+      startup_timeout_s: how long to wait.
 
     Attributes:
-      session: the connection.
-      wishes: how many workers each task wants.
-      policy: how workers are used.
-      known_steps: how far a coordinator before this one had come, by task.
+      coordinator: asks workers to take steps.
+      devices: the CPUs of the parameter servers.
+      workers: how many there are.
+
+    Raises:
+      ClusterError: no process answers at some address; names it.
     """
 
-    session: Session
-    wishes: Mapping[str, Wish]
-    policy: WorkerPolicy
-    known_steps: Mapping[str, int]
-
-    @staticmethod
-    def check(spec: ClusterSpec, workers: Mapping[str, tuple[int | None, float]], policy: WorkerPolicy) -> None:
-        """Checks role and port of this process, and that there are workers for all tasks, before anything is written.
-
-        Raises:
-          ConfigError: too few workers, or a wrong role or port.
-        """
-        if spec.job != COORDINATOR:
-            raise errors.ConfigError(f"TF_CONFIG makes this process {spec.name}; start it with 'k4p1 server'")
-        check_port(spec)
-        assign({task: Wish(*wish) for task, wish in workers.items()}, len(spec.jobs[WORKER]), policy.share_workers)
-
-    @classmethod
-    def connect(
-        cls,
-        spec: ClusterSpec,
-        workers: Mapping[str, tuple[int | None, float]],
-        policy: WorkerPolicy,
-        known_steps: Mapping[str, int],
-        model_dir: pathlib.Path | None,
-        gin_hash: str,
-    ) -> "Cluster":
-        """Says which run this is, and waits for servers and workers.
-
-        Args:
-          spec: seen by the coordinator.
-          workers: number or share of each task.
-          policy: how they are used.
-          known_steps: see the class.
-          model_dir: where the run is announced; None announces nothing.
-          gin_hash: of the configuration.
-
-        Raises:
-          ClusterError: nobody answers at some address.
-        """
-        wishes = {task: Wish(*wish) for task, wish in workers.items()}
-        if model_dir is not None:
-            announcement.announce(model_dir, gin_hash)
-        if spec.as_tf_config() not in _sessions:
-            _sessions[spec.as_tf_config()] = Session(spec, policy.wait_s)
-        return cls(_sessions[spec.as_tf_config()], wishes, policy, known_steps)
-
-    def trainer(
-        self,
-        tasks: Sequence[TrainingTask],
-        groups: Sequence[ParameterGroup],
-        optimization: Optimization,
-        reporter: Reporter,
-        checkpoints: Checkpoints | None,
-        **how,
-    ) -> ClusterTrainer:
-        """The trainer of a run; `how` as for `ClusterTrainer`."""
-        steps = {task.name: task.steps for task in tasks}
-        store = ServerStore(groups, optimization, steps, how["loss_scaled"], devices=self.session.devices)
-        return ClusterTrainer(
-            self.session,
-            tasks,
-            store,
-            self.wishes,
-            self.policy,
-            reporter,
-            checkpoints,
-            paced=any(group.role == TRAINED and len(group.users) > 1 for group in groups),
-            **how,
+    def __init__(self, spec: ClusterSpec, startup_timeout_s: float):
+        wait_for(spec, startup_timeout_s)
+        os.environ["GRPC_FAIL_FAST"] = "use_caller"
+        tf.get_logger().setLevel("CRITICAL")  # lost workers are reported by k4p1 itself
+        jobs = {job: list(addresses) for job, addresses in spec.jobs.items()}
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(jobs), task_type=COORDINATOR, task_id=0, rpc_layer="grpc"
         )
+        self.coordinator = PullCoordinator(tf.distribute.ParameterServerStrategy(resolver))
+        self.devices = [f"/job:{SERVER}/replica:0/task:{i}/device:CPU:0" for i in range(len(spec.jobs[SERVER]))]
+        self.workers = len(spec.jobs[WORKER])
+
+
+def check_port(spec: ClusterSpec) -> None:
+    """Makes sure that this process can listen at its address; two TensorFlow servers would share a port silently.
+
+    Raises:
+      ConfigError: the port is in use.
+    """
+    port = int(spec.address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as e:
+            raise errors.ConfigError(f"{spec.name}: port {port} of {spec.address} cannot be used ({e.strerror})") from e
+
+
+def wait_for(spec: ClusterSpec, startup_timeout_s: float) -> None:
+    """Waits until somebody listens at every address of servers and workers; one line says for whom.
+
+    Raises:
+      ClusterError: none does after `startup_timeout_s` seconds.
+    """
+    missing = [spec.of(job, i) for job in (SERVER, WORKER) for i in range(len(spec.jobs[job]))]
+    start, told = time.monotonic(), False
+    while missing := [one for one in missing if not _listens(one.address)]:
+        waited = time.monotonic() - start
+        if waited > startup_timeout_s:
+            raise errors.ClusterError(
+                f"no answer from {_names(missing)} after {waited:.0f} s; start it or fix the address, then try again"
+            )
+        if not told and waited > _SILENT_SECONDS:
+            told = True
+            print(f"waiting for {_names(missing)}", file=sys.stderr, flush=True)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _names(specs: Iterable[ClusterSpec]) -> str:
+    return ", ".join(f"{spec.name} ({spec.address})" for spec in specs)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False

@@ -34,9 +34,9 @@ class Resources:
 
     def __post_init__(self):
         if not re.fullmatch(r"\d+(\.\d+)?m?", self.cpu):
-            raise errors.ConfigError(f"cpu={self.cpu!r}: wanted a number of CPUs, such as 2 or 500m")
+            raise errors.ConfigError(f"cpu={self.cpu!r}: expected a number of CPUs, such as 2 or 500m")
         if not re.fullmatch(r"\d+(\.\d+)?([KMGTP]i?)?", self.memory):
-            raise errors.ConfigError(f"memory={self.memory!r}: wanted bytes, such as 4Gi or 500M")
+            raise errors.ConfigError(f"memory={self.memory!r}: expected bytes, such as 4Gi or 500M")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,10 @@ class ClusterJob:
             value = getattr(self, field)
             if not re.fullmatch(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?", value):
                 raise errors.ConfigError(
-                    f"{field}={value!r}: wanted up to 42 lower case letters, digits and '-', a letter first"
+                    f"{field}={value!r}: expected up to 42 lower case letters, digits and '-', a letter first"
                 )
         if not self.model_dir.startswith("/"):
-            raise errors.ConfigError(f"model_dir={self.model_dir!r}: wanted an absolute path in the pods")
+            raise errors.ConfigError(f"model_dir={self.model_dir!r}: expected an absolute path in the pods")
 
 
 def manifests(job: ClusterJob) -> str:
@@ -159,7 +159,7 @@ def _stateful_set(job: ClusterJob, role: str, replicas: int) -> dict[str, Any]:
             "selector": {"matchLabels": _labels(job, role)},
             "template": {
                 "metadata": {"labels": _labels(job, role)},
-                "spec": _pod(job, role, ["server"], restart="Always"),
+                "spec": _pod(job, role, ["join"], restart="Always"),
             },
         },
     }

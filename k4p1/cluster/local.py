@@ -1,4 +1,4 @@
-"""A cluster of processes on this machine: started, watched, started anew when they die, and stopped."""
+"""A cluster of processes on this machine: started, watched, restarted when they die, and stopped."""
 
 import dataclasses
 import os
@@ -11,10 +11,9 @@ import time
 from collections.abc import Sequence
 
 from k4p1 import errors
-from k4p1.cluster import announcement
 from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
-from k4p1.experiments import run_lock
+from k4p1.files import run_lock, run_record
 
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 60.0
@@ -25,7 +24,7 @@ _REFUSALS = (1, 2)
 
 @dataclasses.dataclass
 class _Member:
-    """A server or worker: its process, how often it was started again, and how often in a row in vain."""
+    """A server or worker: its process, how often it was restarted, and how often in a row without success."""
 
     spec: ClusterSpec
     process: subprocess.Popen | None = None
@@ -38,14 +37,14 @@ class _Member:
 class LocalCluster:
     """`with LocalCluster(...) as cluster:` runs servers and workers as processes on free ports of 127.0.0.1.
 
-    A process that dies is started anew, after a pause that doubles when it dies again before it serves; one that refuses to
+    A process that dies is restarted, after a pause that doubles when it dies again before it serves; one that refuses to
     run, or does not get to serve again and again, ends the cluster.
 
     Args:
       servers, workers: how many.
-      model_dir: the folder of the run; its `logs/` gets one file a role.
+      model_dir: the folder of the run; its `logs/` gets one file per role.
       flags: of the command line, which the processes compare with the run's: `--gin_file`, `--gin_bindings`.
-      restarts: how many starts in vain, one after the other, are borne.
+      restarts: how many failed starts in a row are tolerated.
 
     Attributes:
       spec: the cluster, seen by its coordinator.
@@ -91,7 +90,7 @@ class LocalCluster:
                 process.wait()
 
     def kill(self, job: str, index: int) -> None:
-        """Kills a member with SIGKILL, as a crash would; it is started anew."""
+        """Kills a member with SIGKILL, as a crash would; it is restarted."""
         process = self.process(job, index)
         if process is not None:
             process.kill()
@@ -106,7 +105,7 @@ class LocalCluster:
         return self._model_dir / "logs" / f"{spec.job}_{spec.index}.log"
 
     def _start(self, member: _Member) -> None:
-        command = [sys.executable, "-m", "k4p1", "server", "--model_dir", str(self._model_dir), *self._flags]
+        command = [sys.executable, "-m", "k4p1", "join", "--model_dir", str(self._model_dir), *self._flags]
         environment = {**_threads(member.spec), **os.environ, "TF_CONFIG": member.spec.as_tf_config(), **_gpu(member.spec)}
         environment[PARENT] = str(os.getpid())
         with open(self.log(member.spec), "ab") as log:
@@ -121,11 +120,11 @@ class LocalCluster:
                     if self._stopping.is_set() or member.over:
                         continue
                     try:
-                        self._look_after(member)
+                        self._watch_over(member)
                     except OSError as e:
-                        self.failure, member.over = f"cannot look after {member.spec.name}: {e}", True
+                        self.failure, member.over = f"cannot watch {member.spec.name}: {e}", True
 
-    def _look_after(self, member: _Member) -> None:
+    def _watch_over(self, member: _Member) -> None:
         now = time.monotonic()
         if member.process is not None:
             code = member.process.poll()
@@ -174,13 +173,13 @@ def launch(
       gin_hash: of the configuration; announced before anybody looks for it.
 
     Raises:
-      ConfigError: the folder holds something else, or another coordinator is at work in it.
+      ConfigError: the folder holds something else, or another coordinator is using it.
       ConfigError, ArtifactError: a server or worker refuses to run.
       ClusterError: the coordinator was killed or crashed, or a server or worker dies again and again.
     """
     model_dir = model_dir.absolute()
     run_lock.check_usable(model_dir)
-    announcement.announce(model_dir, gin_hash)
+    run_record.announce(model_dir, gin_hash)
     shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
     caught: list[int] = []
     with LocalCluster(servers, workers, model_dir, shared) as cluster:
@@ -223,7 +222,7 @@ def launch(
         return 130 if caught[0] == signal.SIGINT else 75
     if code < 0:
         raise errors.ClusterError(
-            f"the coordinator is lost ({_reason(code)}); the same command goes on from the newest checkpoint in {model_dir}"
+            f"the coordinator is lost ({_reason(code)}); the same command resumes from the newest checkpoint in {model_dir}"
         )
     return code
 
@@ -238,7 +237,7 @@ def _threads(spec: ClusterSpec) -> dict[str, str]:
 
 
 def _gpu(spec: ClusterSpec) -> dict[str, str]:
-    """One GPU a worker, in turn; none for servers, and for the coordinator only one that no worker has."""
+    """One GPU per worker, in turn; none for servers, and for the coordinator only one that no worker has."""
     gpus = _gpus()
     if not gpus or spec.job == SERVER:
         return {"CUDA_VISIBLE_DEVICES": "-1"}

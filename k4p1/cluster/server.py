@@ -3,13 +3,15 @@
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
+from typing import NoReturn
 
-from k4p1 import quiet_tensorflow, status_file
-from k4p1.cluster import announcement
+from k4p1 import quiet_tensorflow
 from k4p1.cluster.parent import end_with_parent
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
+from k4p1.files import run_record, status_file
 
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 100.0
@@ -23,21 +25,21 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
     Args:
       spec: of this process.
       model_dir: the folder of the coordinator, on a file system that both see.
-      gin_hash: of the configuration; see `announcement.compare`.
+      gin_hash: of the configuration; see `run_record.compare`.
 
     Raises:
       ConfigError: another version or configuration than the run's, no such folder, or a port in use.
     """
     end_with_parent(gently=False)
-    if announcement.is_announced(model_dir):
-        announcement.compare(model_dir, gin_hash)
+    if run_record.is_announced(model_dir):
+        run_record.compare(model_dir, gin_hash)
     os.environ["GRPC_FAIL_FAST"] = "use_caller"
     quiet_tensorflow.import_quietly()
     import tensorflow as tf
 
-    from k4p1.cluster.session import check_port
+    from k4p1.cluster.connection import check_port
 
-    announcement.wait_for_run(model_dir, gin_hash, spec.name, spec.jobs[COORDINATOR][0])
+    wait_for_run(model_dir, gin_hash, spec.name, spec.jobs[COORDINATOR][0])
     check_port(spec)
     started = time.time()
     workers = len(spec.jobs[WORKER])
@@ -63,6 +65,22 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
             break
         time.sleep(_LOOK_SECONDS)
     print(f"{spec.name}: the run is over", flush=True)
+
+
+def wait_for_run(model_dir: pathlib.Path, gin_hash: str, who: str, coordinator: str) -> None:
+    """Waits until the coordinator has begun its run, then compares."""
+    if not run_record.is_announced(model_dir):
+        print(f"{who}: waiting for the coordinator ({coordinator}) to begin its run in {model_dir}", flush=True)
+        while not run_record.is_announced(model_dir):
+            time.sleep(_LOOK_SECONDS)
+    run_record.compare(model_dir, gin_hash)
+
+
+def serve_and_exit(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> NoReturn:
+    """Serves, then ends the process: TensorFlow's server threads never stop."""
+    serve(spec, model_dir.expanduser(), gin_hash)
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _stop_signal() -> list[float]:

@@ -64,9 +64,9 @@ def from_environment() -> ClusterSpec | None:
     try:
         config = json.loads(text)
     except ValueError as e:
-        raise errors.ConfigError(f"TF_CONFIG is no JSON ({e}); wanted {_SHAPE}") from e
+        raise errors.ConfigError(f"TF_CONFIG is no JSON ({e}); expected {_SHAPE}") from e
     if not isinstance(config, dict) or not isinstance(config.get("cluster"), dict):
-        raise errors.ConfigError(f"TF_CONFIG has no 'cluster'; wanted {_SHAPE}")
+        raise errors.ConfigError(f"TF_CONFIG has no 'cluster'; expected {_SHAPE}")
     for job in config["cluster"]:
         if job not in JOBS:
             raise errors.ConfigError(errors.unknown("job in TF_CONFIG", job, JOBS))
@@ -77,7 +77,7 @@ def from_environment() -> ClusterSpec | None:
         )
     task = config.get("task")
     if not isinstance(task, dict) or task.get("type") not in JOBS:
-        raise errors.ConfigError(f"TF_CONFIG has no task type of {', '.join(JOBS)}; wanted {_SHAPE}")
+        raise errors.ConfigError(f"TF_CONFIG has no task type of {', '.join(JOBS)}; expected {_SHAPE}")
     job, index = task["type"], task.get("index", 0)
     if not isinstance(index, int) or not 0 <= index < len(jobs[job]):
         raise errors.ConfigError(f"TF_CONFIG: task index {index!r} of '{job}'; allowed are 0 to {len(jobs[job]) - 1}")
@@ -86,36 +86,36 @@ def from_environment() -> ClusterSpec | None:
 
 def _addresses(job: str, given: Any) -> tuple[str, ...]:
     if not isinstance(given, list) or not given:
-        raise errors.ConfigError(f"TF_CONFIG names no address for '{job}'; wanted {_SHAPE}")
+        raise errors.ConfigError(f"TF_CONFIG names no address for '{job}'; expected {_SHAPE}")
     for address in given:
         match = re.fullmatch(r"(.+):(\d{1,5})", address) if isinstance(address, str) else None
         if not match or not 0 < int(match[2]) < 65536:
-            raise errors.ConfigError(f"TF_CONFIG: address {address!r} of '{job}'; wanted 'host:port'")
+            raise errors.ConfigError(f"TF_CONFIG: address {address!r} of '{job}'; expected 'host:port'")
     return tuple(given)
 
 
-def parse_counts(text: str, flag: str, wanted: Sequence[str]) -> dict[str, int]:
+def parse_counts(text: str, flag: str, expected: Sequence[str]) -> dict[str, int]:
     """`"ps:1,workers:2"` as `{"ps": 1, "worker": 2}`.
 
     Args:
       text: counts.
       flag: where it was given, for messages.
-      wanted: the jobs that must be named, of `ps` and `worker`.
+      expected: the jobs that must be named, of `ps` and `worker`.
 
     Raises:
       ConfigError: malformed, a job missing or named twice, or a count below 1.
     """
-    example = ",".join({SERVER: "ps:1", WORKER: "workers:2"}[job] for job in wanted)
+    example = ",".join({SERVER: "ps:1", WORKER: "workers:2"}[job] for job in expected)
     counts: dict[str, int] = {}
     for part in str(text).split(","):
         match = re.fullmatch(r"\s*(ps|workers?)\s*[:=]\s*(\d+)\s*", part)
         job = match and (SERVER if match[1] == "ps" else WORKER)
-        if job is None or job in counts or job not in wanted or int(match[2]) < 1:
-            raise errors.ConfigError(f"{flag}={text!r}: wanted counts of 1 or more, such as {example}")
+        if job is None or job in counts or job not in expected or int(match[2]) < 1:
+            raise errors.ConfigError(f"{flag}={text!r}: expected counts of 1 or more, such as {example}")
         counts[job] = int(match[2])
-    for job in wanted:
+    for job in expected:
         if job not in counts:
-            raise errors.ConfigError(f"{flag}={text!r} does not say how many {job}; wanted {example}")
+            raise errors.ConfigError(f"{flag}={text!r} does not say how many {job}; expected {example}")
     return counts
 
 
@@ -145,7 +145,7 @@ def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
 
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
     if tasks is None or not tasks.isdigit():
-        raise errors.ConfigError("--slurm wants a Slurm job step (SLURM_STEP_NUM_TASKS is not set); start it with srun")
+        raise errors.ConfigError("--slurm needs a Slurm job step (SLURM_STEP_NUM_TASKS is not set); start it with srun")
     workers = int(tasks) - 1 - servers
     if workers < 1:
         raise errors.ConfigError(
@@ -157,7 +157,7 @@ def from_slurm(servers: int, port: int = 8888) -> ClusterSpec:
     try:
         if gpus:
             resolver = slurm_resolver(jobs, port_base=port, gpus_per_node=gpus)
-        else:  # the resolver divides by the number of GPUs a task: pretend one each, and leave devices alone
+        else:  # the resolver divides by the number of GPUs per task: pretend one each, and leave devices alone
             resolver = slurm_resolver(jobs, port_base=port, gpus_per_node=int(tasks), gpus_per_task=1, auto_set_gpu=False)
         found = resolver.cluster_spec().as_dict()
     except (RuntimeError, ValueError, KeyError) as e:

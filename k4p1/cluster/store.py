@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from k4p1.engine.groups import FIXED, ParameterGroup
-from k4p1.engine.optimization import Optimization
 from k4p1.engine.store import Store
 
 
 class ServerStore(Store):
-    """A store whose vectors are cut into one shard a server; updates run there, fused and locked.
+    """A store whose vectors are cut into one shard per server; updates run there, fused and locked.
 
     Fixed vectors, the frozen weights of the backbone, do not travel at every step: each worker keeps a copy on the device
-    that computes, which it takes from the servers in its first step and again after it was started anew.
+    that computes, which it takes from the servers in its first step and again after it was restarted.
 
     Args:
-      groups, optimization, steps, loss_scaled: see `Store`.
+      groups, steps, loss_scaled: see `Store`.
       devices: the CPUs of the servers.
       resident: False reads fixed vectors at every step.
     """
@@ -25,19 +24,18 @@ class ServerStore(Store):
     def __init__(
         self,
         groups: Sequence[ParameterGroup],
-        optimization: Optimization,
         steps: Mapping[str, int],
         loss_scaled: bool = False,
         *,
         devices: Sequence[str],
         resident: bool = True,
     ):
-        super().__init__(groups, optimization, steps, loss_scaled, devices)
+        super().__init__(groups, steps, loss_scaled, devices)
         self._resident, self._copies = resident, f"k4p1_{uuid.uuid4().hex}"
-        self._pulses = []
+        self._beats = []
         for device in devices:
             with tf.device(device):
-                self._pulses.append(tf.Variable(0, name="pulse"))
+                self._beats.append(tf.Variable(0, name="heartbeat"))
 
     def read(self, group: ParameterGroup) -> tf.Tensor | dict[str, tf.Tensor]:
         """The present vector of a group; of a fixed one that the worker keeps, its tensors by name."""
@@ -68,10 +66,10 @@ class ServerStore(Store):
             for name, tensor, shape in zip(packing.names, tensors, packing.shapes, strict=True)
         }
 
-    def feel_pulse(self) -> None:
-        """Reads a value from every server; raises what TensorFlow raises where one is gone or was started anew."""
-        for pulse in self._pulses:
-            pulse.numpy()
+    def beat(self) -> None:
+        """Reads a value from every server; raises what TensorFlow raises where one is gone or was restarted."""
+        for beat in self._beats:
+            beat.numpy()
 
     def step_bytes(self, task: str) -> int:
         """Bytes of the vectors that a step of a task reads (weights, statistics) and writes (gradients, changes)."""

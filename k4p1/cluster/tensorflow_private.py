@@ -14,13 +14,13 @@ from tensorflow.python.distribute.coordinator import cluster_coordinator as tf_c
 
 
 class Dispatcher(Protocol):
-    """Decides on and hears of steps. All methods are called from the threads of workers."""
+    """Decides on steps and is notified of their outcome. All methods are called from the threads of workers."""
 
     def next_step(self, worker: int) -> "Step | None":
         """What a worker does next; None: nothing now. The queue is locked: be quick, and run no operations."""
 
     def finished(self, step: "Step", worker: int, result: Any) -> None:
-        """A step came back; None: there was no ticket, or no data."""
+        """A step returned; None: there was no ticket, or no data."""
 
     def interrupted(self, step: "Step") -> None:
         """A step was lost with its worker, or its connection; it may or may not have updated parameters."""
@@ -30,7 +30,7 @@ class Dispatcher(Protocol):
 
 
 class Step(tf_coordinator.Closure):
-    """The function of a task, which the worker that asked for it runs; it may be given out again when it is back.
+    """The function of a task, which the worker that asked for it runs; it may be issued again once it has returned.
 
     Args:
       task: its name.
@@ -59,8 +59,10 @@ class Step(tf_coordinator.Closure):
             # No ticket is left; or no data, which looks alike: the ticket's failure also ends the data of the step.
             result = None
         except Exception as e:
-            e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
-            raise
+            if not (isinstance(e, tf.errors.CancelledError) and "Iterator was cancelled" in str(e)):
+                e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
+                raise
+            result = None  # the same, reported by the data that the ticket's failure cancelled
         self.dispatcher.finished(self, worker.worker_index, result)
 
 
@@ -68,7 +70,7 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
     """A queue of no length: `get` asks the dispatcher.
 
     Attributes:
-      dispatcher: None gives out no steps, and nobody hears of those on their way.
+      dispatcher: None issues no steps, and those in flight are not reported.
     """
 
     def __init__(self):
@@ -96,7 +98,7 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
             self._closures_queued_condition.notify_all()
 
     def pause(self, timeout: float) -> bool:
-        """Gives out no more steps, and waits for those on their way; False if some did not come back in time."""
+        """Issues no more steps, and waits for those in flight; False if some did not return in time."""
         with self._queue_lock:
             self._paused = True
             return self._no_inflight_closure_condition.wait_for(lambda: self._inflight_closure_count == 0, timeout)
@@ -177,5 +179,5 @@ class PullCoordinator(tf_coordinator.ClusterCoordinator):
 
 
 def is_server_failure(error: Exception) -> bool:
-    """Whether an error says that a parameter server is gone or was started anew."""
+    """Whether an error says that a parameter server is gone or was restarted."""
     return tf_coordinator._is_ps_failure(error)

@@ -10,15 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.cluster.accounts import Accounts
-from k4p1.cluster.beside import Beside
+from k4p1.cluster.background_task import BackgroundTask
+from k4p1.cluster.connection import Connection
 from k4p1.cluster.failures import explained
+from k4p1.cluster.heartbeat import ServerHeartbeat
 from k4p1.cluster.policy import WorkerPolicy
-from k4p1.cluster.pulse import Pulse
-from k4p1.cluster.session import Session
+from k4p1.cluster.step_counts import StepCounts
 from k4p1.cluster.store import ServerStore
 from k4p1.cluster.tensorflow_private import Step
-from k4p1.cluster.worker_groups import Wish, WorkerGroups
+from k4p1.cluster.worker_groups import WorkerGroups, WorkerRequest
 from k4p1.engine.bookkeeping import Bookkeeping, Progress, StepReport, TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.data_errors import data_errors
@@ -41,24 +41,24 @@ class ClusterTrainer:
     """Trains the tasks of a run on the workers of a cluster, from where its newest checkpoint stands.
 
     Args:
-      session: the connection.
+      connection: to servers and workers.
       tasks: with distinct names.
-      store: on the servers of the session.
-      wishes: how many workers each task wants.
+      store: on the servers of the connection.
+      requests: how many workers each task needs.
       policy: how workers are used.
-      reporter: is told what happens.
+      reporter: reports what happens.
       checkpoints: where states are saved; None for nowhere.
       paced: whether tasks must end together: they train something that they share.
-      known_steps: how far a coordinator before this one had come, by task; what lies beyond the checkpoint is told as lost.
+      known_steps: how far an earlier coordinator had come, by task; later steps are reported lost.
       seed, evaluate_every, checkpoint_every, loss_scaled: see `k4p1.engine.training.Trainer`.
     """
 
     def __init__(
         self,
-        session: Session,
+        connection: Connection,
         tasks: Sequence[TrainingTask],
         store: ServerStore,
-        wishes: Mapping[str, Wish],
+        requests: Mapping[str, WorkerRequest],
         policy: WorkerPolicy,
         reporter: Reporter,
         checkpoints: Checkpoints | None = None,
@@ -70,19 +70,19 @@ class ClusterTrainer:
         checkpoint_every: int,
         loss_scaled: bool = False,
     ):
-        self._session, self._store, self._reporter = session, store, reporter
-        self._queue = session.coordinator.queue
+        self._connection, self._store, self._reporter = connection, store, reporter
+        self._queue = connection.coordinator.queue
         self._books = Bookkeeping(tasks, store, reporter, checkpoints)
         self._targets = self._books.targets
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
         self._known_steps = dict(known_steps or {})
         self._policy, self._loss_scaled = policy, loss_scaled
         self._saved = 0
-        self._groups = WorkerGroups(wishes, self._targets, session.workers, policy, paced)
-        self.accounts = Accounts({task: Counter() for task in self._targets}, Counter())
+        self._groups = WorkerGroups(requests, self._targets, connection.workers, policy, paced)
+        self.step_counts = StepCounts({task: Counter() for task in self._targets}, Counter())
         self._lock = threading.RLock()
         self._done = dict.fromkeys(self._targets, 0)
-        self._on_their_way = Counter()
+        self._in_flight = Counter()
         self._arrived: deque[StepReport] = deque()
         self._failures: deque[Exception] = deque()
         self._news: deque[str] = deque()
@@ -95,11 +95,12 @@ class ClusterTrainer:
         self._traced: dict[str, tuple[Any, Any]] = {}
         self._made: dict[tuple[str, int], Step] = {}
         epochs = tuple(task.epochs for task in tasks)
-        self._make = {}
+        self._make, self._terms = {}, {}
         for index, task in enumerate(tasks):
             pace = Pace(task.steps, epochs, seed, index)
-            step = training_step(task.pure, store, task.loss, task.optimization, pace, loss_scaled)
-            self._make[task.name] = (_packed(step), task.batches)
+            step = training_step(task.pure, store, task.loss, task.schedule, pace, loss_scaled)
+            terms = self._terms[task.name] = list(task.loss_terms) if len(task.loss_terms) > 1 else []
+            self._make[task.name] = (tf.function(packed_step(step, terms)), task.batches)
 
     @property
     def progress(self) -> Progress:
@@ -118,12 +119,16 @@ class ClusterTrainer:
         try:
             self._resume()
             self._trace()
-            with Pulse(self._store) as pulse, StopSignal() as stop, Beside(self._books.evaluate) as evaluation:
-                self._heard = dict.fromkeys(range(self._session.workers), time.monotonic())
+            with (
+                ServerHeartbeat(self._store) as heartbeat,
+                StopSignal() as stop,
+                BackgroundTask(self._books.evaluate) as evaluation,
+            ):
+                self._heard = dict.fromkeys(range(self._connection.workers), time.monotonic())
                 self._queue.dispatcher = self
                 self._queue.go_on()
                 try:
-                    self._watch(pulse, stop, evaluation)
+                    self._watch(heartbeat, stop, evaluation)
                 except (tf.errors.OpError, errors.ServerLostError) as e:
                     if stop.caught:  # who asks for an end must not get a restart
                         raise stop.error(self._saved if self._books.saves else None) from e
@@ -141,11 +146,11 @@ class ClusterTrainer:
         """See `tensorflow_private.Dispatcher`."""
         with self._lock:
             self._is_back(worker)
-            issued = {task: self._done[task] + self._on_their_way[task] for task in self._targets}
+            issued = {task: self._done[task] + self._in_flight[task] for task in self._targets}
             task = self._groups.next_task(worker, issued, self._done)
             if task is None or self._failures:
                 return None
-            self._on_their_way[task] += 1
+            self._in_flight[task] += 1
             self._busy[worker] = (task, time.monotonic())
             if (task, worker) not in self._made:
                 self._made[task, worker] = Step(task, *self._traced[task], self._queue)
@@ -163,17 +168,18 @@ class ClusterTrainer:
             self._empty[step.task] = 0
             self._step_seconds[step.task] = time.monotonic() - started
             self._worked.add(worker)
-            loss, examples, skipped, ticket, staleness = map(float, result)
+            loss, examples, skipped, ticket, staleness, *terms = map(float, result)
             self._done[step.task] = max(self._done[step.task], int(ticket) + 1)
-            self.accounts.steps[step.task][worker] += 1
-            self._arrived.append(StepReport(step.task, int(ticket), loss, examples, skipped, staleness, worker))
+            self.step_counts.steps[step.task][worker] += 1
+            terms = dict(zip(self._terms[step.task], terms, strict=True))
+            self._arrived.append(StepReport(step.task, int(ticket), loss, examples, skipped, staleness, worker, terms))
 
     def interrupted(self, step: Step) -> None:
         """See `tensorflow_private.Dispatcher`."""
         with self._lock:
             self._has_ended(step.task, step.worker)
             self._busy.pop(step.worker, None)
-            self.accounts.interrupted[step.task] += 1
+            self.step_counts.interrupted[step.task] += 1
             self._is_lost(step.worker, time.monotonic())
 
     def failed(self, error: Exception) -> None:
@@ -182,11 +188,11 @@ class ClusterTrainer:
             self._failures.append(error)
 
     def _has_ended(self, task: str, worker: int) -> None:
-        """A step is on its way no longer, unless nobody waits for it any more."""
+        """A step is no longer in flight, unless it was given up already."""
         if worker in self._given_up:
             self._given_up.discard(worker)
         else:
-            self._on_their_way[task] -= 1
+            self._in_flight[task] -= 1
 
     def _is_back(self, worker: int) -> None:
         self._heard[worker] = time.monotonic()
@@ -201,7 +207,7 @@ class ClusterTrainer:
         self._worked.discard(worker)
         tasks = self._groups.tasks_of(worker)
         left = sorted({w for task in tasks for w in self._groups.group(task) if not self._groups.is_down(w)})
-        go_on = f"its group goes on with {', '.join(map(str, left))}" if left else "its group has no other"
+        go_on = f"its group continues with {', '.join(map(str, left))}" if left else "its group has no other"
         self._news.append(f"worker {worker} of {', '.join(tasks) or 'no task'} is lost; {go_on}")
 
     # What the coordinator does.
@@ -215,10 +221,10 @@ class ClusterTrainer:
         self._done = self._store.done()
 
     def _trace(self) -> None:
-        """Makes the input pipelines on the workers, and one graph a task."""
+        """Makes the input pipelines on the workers, and one graph per task."""
         for task, (function, batches) in self._make.items():
             with data_errors(task):
-                data = self._session.coordinator.create_per_worker_dataset(self._pipeline_of(task, batches))
+                data = self._connection.coordinator.create_per_worker_dataset(self._pipeline_of(task, batches))
                 iterator = iter(data)
                 self._traced[task] = (Step(task, function, iterator, self._queue).traced, iterator)
         for worker in self._groups.idle():
@@ -226,25 +232,25 @@ class ClusterTrainer:
 
     def _pipeline_of(self, task: str, batches: Any) -> Any:
         def pipeline() -> tf.data.Dataset:
-            """Starts at the ticket of the moment: a worker that was started anew does not see its first batches again."""
+            """Starts at the ticket of the moment: a restarted worker does not see its first batches again."""
             worker = tf.distribute.coordinator.experimental_get_current_worker_index()
             return batches(self._store.ticket(task), worker)
 
         return pipeline
 
-    def _watch(self, pulse: Pulse, stop: StopSignal, evaluation: Beside) -> None:
+    def _watch(self, heartbeat: ServerHeartbeat, stop: StopSignal, evaluation: BackgroundTask) -> None:
         start = sum(self._done.values())
         evaluated = self._saved = start
         last_report = time.monotonic()
         while True:
             time.sleep(_LOOK_SECONDS)
             self._queue.wake()
-            pulse.check()
+            heartbeat.check()
             self._check_failures()
-            self._check_workers(pulse)
+            self._check_workers(heartbeat)
             with self._lock:
                 done, arrived = dict(self._done), list(self._arrived)
-                over = done == self._targets and not +self._on_their_way and pulse.done == self._targets
+                over = done == self._targets and not +self._in_flight and heartbeat.done == self._targets
                 late = over or stop.caught or time.monotonic() - last_report > _REPORT_SECONDS
                 if late:
                     self._arrived.clear()
@@ -276,13 +282,13 @@ class ClusterTrainer:
                 worker: {
                     "state": "lost" if self._groups.is_down(worker) else "working" if worker in self._busy else "waiting",
                     "tasks": self._groups.tasks_of(worker),
-                    "steps": sum(counts[worker] for counts in self.accounts.steps.values()),
-                    "steps_of": {task: counts[worker] for task, counts in self.accounts.steps.items() if counts[worker]},
+                    "steps": sum(counts[worker] for counts in self.step_counts.steps.values()),
+                    "steps_of": {task: counts[worker] for task, counts in self.step_counts.steps.items() if counts[worker]},
                 }
                 for worker in self._heard
             }
             tasks = {
-                task: {"workers": self._groups.group(task), "interrupted": self.accounts.interrupted[task]}
+                task: {"workers": self._groups.group(task), "interrupted": self.step_counts.interrupted[task]}
                 for task in self._targets
             }
         self._reporter.status.update(workers=workers, tasks=tasks)
@@ -293,13 +299,13 @@ class ClusterTrainer:
         if failure is not None:
             raise explained(failure) from failure
 
-    def _check_workers(self, pulse: Pulse) -> None:
+    def _check_workers(self, heartbeat: ServerHeartbeat) -> None:
         for task, count in list(self._empty.items()):
             if count >= _EMPTY_STEPS and self._store.done()[task] < self._targets[task]:
                 raise errors.DataError(f"task '{task}': its input pipeline ended before its steps were done")
         now = time.monotonic()
         with self._lock:
-            for task, count in pulse.done.items():
+            for task, count in heartbeat.done.items():
                 self._done[task] = max(self._done[task], count)
             for worker, heard in self._heard.items():
                 task, _ = self._busy.get(worker, (None, 0.0))
@@ -309,7 +315,7 @@ class ClusterTrainer:
                 if now - heard > patience and not self._groups.is_down(worker):
                     self._is_lost(worker, heard)
                     if task is not None:  # another worker takes the step
-                        self._on_their_way[task] -= 1
+                        self._in_flight[task] -= 1
                         self._given_up.add(worker)
             alarms, overdue = self._groups.alarms(now, self._done), self._groups.overdue(now, self._done)
             moved = self._groups.reassign(self._done)
@@ -325,13 +331,13 @@ class ClusterTrainer:
             if borrowed is None:
                 saved = f"saved at step {self._save()}" if self._books.saves else "nothing was saved (no model_dir)"
                 raise errors.ClusterError(
-                    f"task '{task}' has had no live worker for {self._policy.group_timeout_s:g} s; {saved}; bring its "
+                    f"task '{task}' has had no live worker for {self._policy.no_worker_timeout_s:g} s; {saved}; bring its "
                     "workers back and start again, or set borrow_workers = True"
                 )
             self._reporter.message(f"task '{task}' borrows worker {borrowed}")
 
     def _save(self) -> int:
-        """A checkpoint of a moment without steps on their way; one that does not come back in time is not waited for."""
+        """A checkpoint of a moment without steps in flight; one that does not return in time is not waited for."""
         self._queue.pause(_PAUSE_SECONDS)
         try:
             snapshot = self._store.snapshot()
@@ -340,9 +346,9 @@ class ClusterTrainer:
         with self._lock:
             done, arrived = dict(self._done), list(self._arrived)
             self._arrived.clear()
-        self._report(arrived, done)  # a loss that is not finite is told of before anything is saved
-        self.accounts.missing = self._missing(snapshot)
-        self._reporter.status.update(owners={owner: {"missing": count} for owner, count in self.accounts.missing.items()})
+        self._report(arrived, done)  # a loss that is not finite is reported before anything is saved
+        self.step_counts.missing = self._missing(snapshot)
+        self._reporter.status.update(owners={owner: {"missing": count} for owner, count in self.step_counts.missing.items()})
         self._saved = self._books.save(snapshot)
         return self._saved
 
@@ -358,10 +364,16 @@ class ClusterTrainer:
         return missing
 
 
-def _packed(step: Any) -> Any:
-    """A step as a function of an iterator that returns all results as one tensor: one message instead of five."""
+def packed_step(step: Any, terms: Sequence[str] = ()) -> Any:
+    """A step as a function of an iterator that returns all results as one tensor: one message instead of several.
+
+    Args:
+      step: a training step.
+      terms: of the loss, whose values come last; those of a loss of one term say nothing new.
+    """
 
     def function(iterator: Any) -> tf.Tensor:
-        return tf.stack([tf.cast(value, tf.float64) for value in step(next(iterator))])
+        *values, by_name = step(next(iterator))
+        return tf.stack([tf.cast(value, tf.float64) for value in (*values, *(by_name[name] for name in terms))])
 
-    return tf.function(function)
+    return function

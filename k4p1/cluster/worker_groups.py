@@ -1,4 +1,4 @@
-"""Which worker serves which task, whose turn it is, and which groups have nobody left. Plain Python, no TensorFlow."""
+"""Which worker serves which task, whose turn it is, and which groups have no worker left. Plain Python, no TensorFlow."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ ALARM_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """How many workers a task wants: a number, or a share of those that no other task names.
+class WorkerRequest:
+    """How many workers a task needs: a number, or a share of those that no other task names.
 
     Attributes:
       workers: number, or None.
@@ -23,14 +23,14 @@ class Wish:
     share: float = 1.0
 
 
-def assign(wishes: Mapping[str, Wish], workers: int, share_workers: bool = False) -> dict[str, tuple[int, ...]]:
+def assign(requests: Mapping[str, WorkerRequest], workers: int, share_workers: bool = False) -> dict[str, tuple[int, ...]]:
     """The first workers of each task.
 
     Raises:
       ConfigError: fewer workers than tasks without `share_workers`, or fewer than the tasks name.
     """
-    tasks = list(wishes)
-    named = {task: wish.workers for task, wish in wishes.items() if wish.workers is not None}
+    tasks = list(requests)
+    named = {task: request.workers for task, request in requests.items() if request.workers is not None}
     least = sum(named.values()) + len(tasks) - len(named)
     if len(tasks) > workers and share_workers:
         if any(count > 1 for count in named.values()):
@@ -45,7 +45,7 @@ def assign(wishes: Mapping[str, Wish], workers: int, share_workers: bool = False
     counts = dict(named)
     others = [task for task in tasks if task not in named]
     if others:
-        counts |= _divide(workers - sum(named.values()), {task: wishes[task].share for task in others})
+        counts |= _divide(workers - sum(named.values()), {task: requests[task].share for task in others})
     groups, first = {}, 0
     for task in tasks:
         groups[task] = tuple(range(first, first + counts[task]))
@@ -67,7 +67,7 @@ class WorkerGroups:
     """The state of the groups of a run.
 
     Args:
-      wishes: of each task.
+      requests: of each task.
       targets: steps of each task.
       workers: how many there are.
       policy: of the run.
@@ -75,10 +75,15 @@ class WorkerGroups:
     """
 
     def __init__(
-        self, wishes: Mapping[str, Wish], targets: Mapping[str, int], workers: int, policy: WorkerPolicy, paced: bool = True
+        self,
+        requests: Mapping[str, WorkerRequest],
+        targets: Mapping[str, int],
+        workers: int,
+        policy: WorkerPolicy,
+        paced: bool = True,
     ):
         self._targets, self._policy, self._paced = dict(targets), policy, paced
-        self._groups = {task: set(group) for task, group in assign(wishes, workers, policy.share_workers).items()}
+        self._groups = {task: set(group) for task, group in assign(requests, workers, policy.share_workers).items()}
         self._borrowed: dict[str, set[int]] = {task: set() for task in targets}
         self._down: dict[int, float] = {}
         self._alarmed: set[str] = set()
@@ -104,7 +109,7 @@ class WorkerGroups:
 
         Args:
           worker: its index.
-          issued: steps of each task that are done or on their way.
+          issued: steps of each task that are done or in flight.
           done: steps of each task that are done.
         """
         slowest = min(done[task] / self._targets[task] for task in self._targets)
@@ -151,8 +156,8 @@ class WorkerGroups:
         return new
 
     def overdue(self, now: float, done: Mapping[str, int]) -> list[str]:
-        """Tasks whose group has been dead for longer than `group_timeout_s`."""
-        return [task for task, seconds in self.dead(now, done).items() if seconds >= self._policy.group_timeout_s]
+        """Tasks whose group has been dead for longer than `no_worker_timeout_s`."""
+        return [task for task, seconds in self.dead(now, done).items() if seconds >= self._policy.no_worker_timeout_s]
 
     def borrow(self, task: str) -> int | None:
         """Lends a task the live worker whose own group is largest; None if no worker is alive."""
@@ -165,7 +170,7 @@ class WorkerGroups:
         return worker
 
     def reassign(self, done: Mapping[str, int]) -> dict[int, str]:
-        """Gives workers whose tasks are all finished to the open task with most steps a worker to go: {worker: task}.
+        """Gives workers whose tasks are finished to the open task with the most remaining steps per worker: {worker: task}.
 
         Without `reassign_workers` nothing changes.
         """

@@ -7,6 +7,19 @@ from k4p1.data.open_source import open_source
 from k4p1.data.pipeline import Pipeline
 from k4p1.data.source import Source
 from k4p1.data.splits import Splits
+from k4p1.data.targets import ClassLabel
+from k4p1.data.targets import Targets
 from k4p1.data.tfds_source import Tfds
 
-__all__ = ["Arrays", "ImageFolder", "Pipeline", "Source", "Splits", "Tfds", "embedded", "open_source"]
+__all__ = [
+    "Arrays",
+    "ClassLabel",
+    "ImageFolder",
+    "Pipeline",
+    "Source",
+    "Splits",
+    "Targets",
+    "Tfds",
+    "embedded",
+    "open_source",
+]

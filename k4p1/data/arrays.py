@@ -13,7 +13,8 @@ class Arrays(Source):
     """Images and labels as arrays.
 
     Args:
-      splits: split name to (images, labels): images (n, height, width, 1 or 3) of 0 to 255, labels (n,) integers.
+      splits: split name to (images, labels): images (n, height, width, 1 or 3) of 0 to 255, or
+        floats of 0 to 1, labels (n,) integers.
       labels: class names.
       name: for messages.
 
@@ -28,7 +29,7 @@ class Arrays(Source):
             images, numbers = np.asarray(images), np.asarray(numbers, np.int64)
             if images.ndim != 4 or images.shape[-1] not in (1, 3) or numbers.shape != images.shape[:1]:
                 raise errors.DataError(
-                    f"{name}/{split}: wanted images (n, height, width, 1 or 3) and labels (n,); "
+                    f"{name}/{split}: expected images (n, height, width, 1 or 3) and labels (n,); "
                     f"got {images.shape}, {numbers.shape}"
                 )
             if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.labels):
@@ -36,6 +37,9 @@ class Arrays(Source):
                     f"{name}/{split}: labels go from {numbers.min()} to {numbers.max()}, "
                     f"allowed are 0 to {len(self.labels) - 1}"
                 )
+            if np.issubdtype(images.dtype, np.floating) and images.size and 0 <= images.min() <= images.max() <= 1:
+                print(f"{name}/{split}: float images of 0 to 1 are taken for 0 to 255")
+                images = np.round(255 * images)
             images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
             self._splits[split] = np.clip(images, 0, 255).astype(np.uint8), numbers
 

@@ -1,12 +1,28 @@
 """Augmentations of training images, TensorFlow ops only, each a function of (image, seed)."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from k4p1 import errors, terms
+from k4p1 import errors, spec_grammar
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """A change of an image, the same for the same seed.
+
+    Attributes:
+      function: of (image, seed).
+      moves: whether it moves pixels, and so the targets that are maps.
+    """
+
+    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    moves: bool = True
+
+    def __call__(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return self.function(image, seed)
 
 
 def flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -58,8 +74,10 @@ def parse(text: str) -> tuple[list[Augmentation], list[Augmentation]]:
       ConfigError: unknown augmentation or option, or a value that is no number.
     """
     before, after = [], []
+    if not isinstance(text, str):
+        raise errors.ConfigError(f"augment={text!r}; expected text such as 'shift(pixels=4)+flip'")
     try:
-        parsed = list(terms.parse(text)) if text.strip() else []
+        parsed = list(spec_grammar.parse(text)) if text.strip() else []
     except ValueError as e:
         raise errors.ConfigError(f"augmentation: {e}") from e
     for name, options in parsed:
@@ -67,7 +85,8 @@ def parse(text: str) -> tuple[list[Augmentation], list[Augmentation]]:
             raise errors.ConfigError(errors.unknown("augmentation", name, _KNOWN))
         function, types = _KNOWN[name]
         values = {option: _number(name, option, value, types) for option, value in options.items()}
-        (before if function is crop else after).append(_bind(function, values))
+        augmentation = Augmentation(functools.partial(function, **values), moves=function is not brightness)
+        (before if function is crop else after).append(augmentation)
     return before, after
 
 
@@ -75,13 +94,9 @@ def _number(name: str, option: str, value: str, types: dict[str, type]) -> float
     if option not in types:
         raise errors.ConfigError(errors.unknown(f"option of augmentation '{name}'", option, types))
     try:
-        number = types[option](value)
-    except ValueError:
-        raise errors.ConfigError(f"{name}({option}={value}): wanted a number") from None
+        number = spec_grammar.read(value, types[option])
+    except ValueError as e:
+        raise errors.ConfigError(f"{name}({option}={value}): {e}") from None
     if number <= 0:
-        raise errors.ConfigError(f"{name}({option}={value}): wanted a positive number")
+        raise errors.ConfigError(f"{name}({option}={value}): expected a positive number")
     return number
-
-
-def _bind(function: Callable, values: dict[str, float]) -> Augmentation:
-    return lambda image, seed: function(image, seed, **values)

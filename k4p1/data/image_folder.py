@@ -8,11 +8,12 @@ from k4p1 import errors
 from k4p1.data.source import Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-_SPLITS = ("train", "validation", "test")
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 
 
 class ImageFolder(Source):
-    """Images in one folder a class; class folders may lie below `train/`, `validation/` and `test/`.
+    """Images in one folder per class; class folders may be below `train/`, `validation/` (or `val/`,
+    `valid/`) and `test/`.
 
     Labels are the class folders in alphabetical order, images in the order of their paths.
 
@@ -28,14 +29,14 @@ class ImageFolder(Source):
         self.name = str(root)
         if not root.is_dir():
             raise errors.DataError(f"no image folder {root}")
-        split_folders = {split: root / split for split in _SPLITS if (root / split).is_dir()}
+        split_folders = {split: root / folder for folder, split in _SPLITS.items() if (root / folder).is_dir()}
         if "train" not in split_folders:
             split_folders = {"train": root}
         files = {split: _images_by_class(folder) for split, folder in split_folders.items()}
         self.labels = tuple(sorted(set().union(*files.values())))
         if not self.labels:
             raise errors.DataError(
-                f"image folder {root} has no images; wanted {root}/<class>/<image> with {', '.join(SUFFIXES)}"
+                f"image folder {root} has no images; expected {root}/<class>/<image> with {', '.join(SUFFIXES)}"
             )
         if len(self.labels) < 2:
             raise errors.DataError(f"image folder {root} has one class, '{self.labels[0]}'; a classifier needs two or more")

@@ -6,11 +6,12 @@ that loss and metrics skip them and a resumed run sees the batches that an unbro
 
 import tensorflow as tf
 
-from k4p1 import errors
+from k4p1 import checks, errors
 from k4p1.data import augment as augmentations
 from k4p1.data import preprocessing
 from k4p1.data.source import Source
 from k4p1.data.splits import Splits
+from k4p1.data.targets import ClassLabel, Targets
 
 _CACHE_BYTES = 1 << 30
 _SHUFFLE_BUFFER = 16_384
@@ -19,20 +20,21 @@ _WORKER_POSITIONS = 1 << 40  # positions of different workers, from which augmen
 
 
 class Pipeline:
-    """Batches `{"inputs": (b, height, width, 3) uint8, "label": (b,) int64, "weight": (b,) float32}` of a source.
+    """Batches `{"inputs": (b, height, width, 3) uint8, **targets, "weight": (b,) float32}` of a source.
 
     Args:
       source: the data.
       splits: its parts.
       image_size: (height, width).
-      batch_size: images a batch.
-      classes: labels must be below it.
+      batch_size: images per batch.
+      targets: what is learned of each image; a number stands for the label of so many classes: `label`, (b,) int64.
       augment: spec of augmentations for training, such as `"shift(pixels=8)+flip"`.
       seed: of order and augmentation.
       cache: keep decoded images in memory; None: when they take less than 1 GiB.
 
     Raises:
       ConfigError: a batch size that is not positive, or a bad augmentation.
+      DataError: a field that the targets need and the source does not have.
     """
 
     def __init__(
@@ -41,15 +43,21 @@ class Pipeline:
         splits: Splits,
         image_size: tuple[int, int],
         batch_size: int,
-        classes: int,
+        targets: Targets | int,
         augment: str = "",
         seed: int = 0,
         cache: bool | None = None,
     ):
-        if batch_size < 1:
-            raise errors.ConfigError(f"batch_size={batch_size}: wanted a positive number")
+        checks.check_number("batch_size", batch_size, checks.POSITIVE_WHOLE)
         self._source, self._splits, self._size, self.batch_size = source, splits, image_size, batch_size
-        self._classes, self._seed = classes, seed
+        self._targets = ClassLabel(targets) if isinstance(targets, int) else targets
+        for field in self._targets.fields:
+            if field not in source.fields:
+                raise errors.DataError(
+                    f"{source.name} has no field '{field}', which the objective of the task needs; it has: "
+                    f"{', '.join(('image', *source.fields))}"
+                )
+        self._seed = seed
         self._before, self._after = augmentations.parse(augment)
         self.augmented = bool(self._before or self._after)
         self._cache = cache
@@ -141,17 +149,16 @@ class Pipeline:
         whole = parts[0]
         for part in parts[1:]:
             whole = whole.concatenate(part)
-        return whole.map(self._check_label)
+        return whole.map(self._checked)
 
-    def _check_label(self, example):
-        label = tf.cast(example["label"], tf.int64)
-        message = f"{self._source.name}: label out of range; allowed are 0 to {self._classes - 1}, got:"
-        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < self._classes), [message, label])]):
-            return {"image": example["image"], "label": tf.identity(label)}
+    def _checked(self, example):
+        """Image and checked fields; fields that no target needs are left out."""
+        fields = {name: example[name] for name in self._targets.fields}
+        return {"image": example["image"], **self._targets.check(fields, self._source.name)}
 
     def _decode(self, split: str, count: int) -> tf.data.Dataset | None:
         """Decoded examples of a split, cached in memory; None where they would not fit."""
-        fits = count * self._size[0] * self._size[1] * 3 <= _CACHE_BYTES
+        fits = count * self._size[0] * self._size[1] * (3 + len(self._targets.maps)) <= _CACHE_BYTES
         if not (fits if self._cache is None else self._cache):
             return None
         if not tf.executing_eagerly():  # within the data function of a worker: of its graph alone
@@ -168,25 +175,30 @@ class Pipeline:
         """A data set of one (position, example): decoded, or a black image of weight 0 where the bytes cannot be read."""
 
         def read(position, example):
-            image = example["image"]
+            image, targets = example["image"], self._targets.read(_fields(example))
             image = preprocessing.decode(image) if image.dtype == tf.string else image
-            for number, function in enumerate(before):
-                image = function(image, self._seed_of(position, number))
-            return position, self._example(preprocessing.resize(image, self._size), example["label"], 1.0)
+            maps = {name: preprocessing.resize_map(targets[name], tf.shape(image)[:2]) for name in self._targets.maps}
+            for number, augmentation in enumerate(before):
+                seed = self._seed_of(position, number)
+                maps = {name: augmentation(one, seed) for name, one in maps.items()} if augmentation.moves else maps
+                image = augmentation(image, seed)
+            maps = {name: preprocessing.resize_map(one, self._size) for name, one in maps.items()}
+            return position, _example(preprocessing.resize(image, self._size), {**targets, **maps}, 1.0)
 
-        blank = self._example(tf.zeros([*self._size, 3], tf.uint8), example["label"], 0.0)
+        blank = _example(tf.zeros([*self._size, 3], tf.uint8), self._targets.blank(_fields(example), self._size), 0.0)
         good = tf.data.Dataset.from_tensors((position, example)).map(read).ignore_errors()
         return good.concatenate(tf.data.Dataset.from_tensors((position, blank))).take(1)
 
-    @staticmethod
-    def _example(image, label, weight):
-        return {"inputs": image, "label": label, "weight": tf.constant(weight)}
-
-    def _augment(self, example, position, functions):
-        image = example["inputs"]
-        for number, function in enumerate(functions):
-            image = function(image, self._seed_of(position, 100 + number))
-        return {**example, "inputs": tf.ensure_shape(image, [*self._size, 3])}
+    def _augment(self, example, position, augmentations):
+        moved = {name: example[name] for name in ("inputs", *self._targets.maps)}
+        shapes = {name: one.shape for name, one in moved.items()}
+        for number, augmentation in enumerate(augmentations):
+            seed = self._seed_of(position, 100 + number)
+            moved = {
+                name: augmentation(one, seed) if name == "inputs" or augmentation.moves else one
+                for name, one in moved.items()
+            }
+        return {**example, **{name: tf.ensure_shape(one, shapes[name]) for name, one in moved.items()}}
 
     def _seed_of(self, position, number: int) -> tf.Tensor:
         return tf.stack([tf.constant(self._seed * 1009 + number, tf.int64), tf.cast(position, tf.int64)])
@@ -195,3 +207,11 @@ class Pipeline:
 def _interleaved(examples: tf.data.Dataset, function) -> tf.data.Dataset:
     """Maps each example to a data set of one, in parallel and in order."""
     return examples.interleave(function, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _fields(example) -> dict[str, tf.Tensor]:
+    return {name: value for name, value in example.items() if name != "image"}
+
+
+def _example(image, targets, weight):
+    return {"inputs": image, **targets, "weight": tf.constant(weight)}

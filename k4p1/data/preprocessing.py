@@ -19,3 +19,9 @@ def resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         lambda: tf.saturate_cast(tf.round(tf.image.resize(images, size, antialias=True)), tf.uint8),
     )
     return tf.ensure_shape(resized, [*images.shape[:-3], *size, 3])
+
+
+def resize_map(image: tf.Tensor, size) -> tf.Tensor:
+    """A map of labels (height, width, channels) at another size, to the nearest value; type and channels stay."""
+    resized = tf.image.resize(image, size, method="nearest")
+    return tf.ensure_shape(resized, [*(size if isinstance(size, tuple) else (None, None)), image.shape[-1]])

@@ -12,15 +12,17 @@ class Source(abc.ABC):
     `examples(split)` yields dictionaries in the same order each time:
 
     * `image`: encoded bytes (string scalar), or pixels (height, width, 3) uint8;
-    * `label`: int64 scalar.
+    * the source's `fields`, such as `label`, int64 scalar: the number of a class.
 
     Attributes:
       name: for messages.
       labels: class names, in the order of the label numbers.
+      fields: what examples hold beside the image.
     """
 
     name: str
     labels: tuple[str, ...]
+    fields: tuple[str, ...] = ("label",)
 
     @abc.abstractmethod
     def sizes(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from k4p1 import errors
+from k4p1 import checks, errors
 from k4p1.data.source import Source
 
 SPLITS = ("train", "validation", "test", "train+validation")
@@ -38,15 +38,14 @@ class Splits:
     Args:
       source: the data.
       seed: of the validation split.
-      validation: share of train to hold out where there is no validation split; 0 for none.
+      validation_fraction: share of train to hold out where there is no validation split; 0 for none.
 
     Raises:
       DataError: no train split, or a part that would be empty.
     """
 
-    def __init__(self, source: Source, seed: int = 0, validation: float = 0.1):
-        if not 0 <= validation < 1:
-            raise errors.ConfigError(f"validation={validation}: wanted a share of the training data in [0, 1)")
+    def __init__(self, source: Source, seed: int = 0, validation_fraction: float = 0.1):
+        checks.check_number("validation_fraction", validation_fraction, checks.SHARE)
         sizes = source.sizes()
         if not sizes.get("train"):
             raise errors.DataError(f"{source.name} has no training examples; its splits: {', '.join(sizes) or 'none'}")
@@ -60,11 +59,11 @@ class Splits:
             train = train & ~held
         everything = [Part("train", train)]
         own = next((name for name in ("validation", "valid", "val") if sizes.get(name)), None)
-        if own and validation:
+        if own and validation_fraction:
             self._parts["validation"] = [Part(own, np.ones(sizes[own], bool))]
             everything += self._parts["validation"]
-        elif validation:
-            held = _draw(train, validation, seed)
+        elif validation_fraction:
+            held = _draw(train, validation_fraction, seed)
             self._parts["validation"] = [Part("train", held)]
             train = train & ~held
         self._parts |= {"train": [Part("train", train)], "train+validation": everything}

@@ -8,7 +8,7 @@ from k4p1.data.source import Source
 
 
 class Tfds(Source):
-    """A classification data set of TFDS with an image and a class label.
+    """A data set of TFDS with an image; its other features are fields, the first class label by the name `label`.
 
     Where the labels of its test split are hidden (-1, as in `visual_domain_decathlon`), its validation split stands for it.
 
@@ -19,7 +19,7 @@ class Tfds(Source):
       download: whether TFDS may download and prepare what is missing.
 
     Raises:
-      DataError: unknown or not prepared, no image or label feature, or no named classes.
+      DataError: unknown or not prepared, or without an image feature.
     """
 
     def __init__(self, name: str, data_dir: str | None = None, download: bool = True):
@@ -42,9 +42,12 @@ class Tfds(Source):
             self._prepare(download)
         features = self._builder.info.features
         self._image = self._find(features, tfds.features.Image)
-        self._label = self._find(features, tfds.features.ClassLabel)
-        label = features[self._label]
-        self.labels = tuple(label.names)
+        label = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
+        taken = {self._image, "label"} if label is not None else {self._image}
+        self._keys = {key: key for key in features if key not in {*taken, label}}
+        self._keys |= {"label": label} if label is not None else {}
+        self.fields = tuple(self._keys)
+        self.labels = tuple(features[label].names) if label else ()
         self._own_names = {name: name for name in self._builder.info.splits}
         if {"test", "validation"} <= set(self._own_names) and self._is_hidden("test"):
             del self._own_names["validation"]
@@ -61,22 +64,26 @@ class Tfds(Source):
                 "Prepare it elsewhere and give its directory"
             ) from e
 
-    def _find(self, features, wanted) -> str:
+    def _find(self, features, expected) -> str:
         for key, feature in features.items():
-            if isinstance(feature, wanted):
+            if isinstance(feature, expected):
                 return key
-        raise errors.DataError(f"TFDS data set '{self.name}' has no {wanted.__name__} feature; it has {', '.join(features)}")
+        raise errors.DataError(
+            f"TFDS data set '{self.name}' has no {expected.__name__} feature; it has {', '.join(features)}"
+        )
 
     def sizes(self):
         return {name: self._builder.info.splits[own].num_examples for name, own in self._own_names.items()}
 
     def _is_hidden(self, split: str) -> bool:
         """Whether the first label of a split is below 0."""
+        if "label" not in self._keys:
+            return False
         read = self._builder.as_dataset(split=f"{split}[:1]", decoders={self._image: self._tfds.decode.SkipDecoding()})
-        return any(int(example[self._label]) < 0 for example in read)
+        return any(int(example[self._keys["label"]]) < 0 for example in read)
 
     def examples(self, split):
-        tfds, image, label = self._tfds, self._image, self._label
+        tfds, image, keys = self._tfds, self._image, self._keys
         config = tfds.ReadConfig(try_autocache=False, skip_prefetch=True)
         read = self._builder.as_dataset(
             split=self._own_names[split],
@@ -84,7 +91,7 @@ class Tfds(Source):
             decoders={image: tfds.decode.SkipDecoding()},
             read_config=config,
         )
-        return read.map(lambda example: {"image": example[image], "label": example[label]})
+        return read.map(lambda example: {"image": example[image], **{name: example[key] for name, key in keys.items()}})
 
 
 def _first_line(e: Exception) -> str:

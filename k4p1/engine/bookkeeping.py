@@ -10,11 +10,13 @@ import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.engine.checkpoints import Checkpoints
-from k4p1.engine.evaluation import Evaluator, Metrics
-from k4p1.engine.optimization import Optimization
+from k4p1.engine.evaluation import Evaluator
+from k4p1.engine.metrics import Metric
 from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
+from k4p1.engine.schedules import Schedule
+from k4p1.engine.step import Loss
 from k4p1.engine.store import Store
 
 _SELECTION_BATCHES = 10
@@ -29,24 +31,26 @@ class TrainingTask:
       steps: step target.
       epochs: passes over its data that these steps make.
       batches: of (step, worker): endless training batches from a step on, a stream of its own for each worker.
-      loss: of (batch, logits).
-      metrics: per-example metrics of (batch, logits).
+      loss: its terms, of (batch, outputs).
+      loss_terms: their names.
+      metrics: by name.
       selecting: the metric that selects the best checkpoint.
       validation: validation batches, or None.
       calibration: training batches without augmentation, for population statistics.
-      optimization: learning rate, schedule and multipliers of the task.
+      schedule: of its learning rates.
     """
 
     pure: PureTask
     steps: int
     epochs: float
     batches: Callable[..., tf.data.Dataset]
-    loss: Callable
-    metrics: Metrics
+    loss: Loss
+    loss_terms: Sequence[str]
+    metrics: Mapping[str, Metric]
     selecting: str
     validation: Callable[[], Iterable] | None
     calibration: Callable[[], Iterable]
-    optimization: Optimization
+    schedule: Schedule
 
     @property
     def name(self) -> str:
@@ -55,12 +59,12 @@ class TrainingTask:
 
 
 class StepReport(NamedTuple):
-    """What came back from one step.
+    """What one step returned.
 
     Attributes:
       task: its name.
       step: the ticket.
-      loss, examples, skipped, staleness: see `StepResult`.
+      loss, examples, skipped, staleness, terms: see `StepResult`.
       worker: who took it; None in one process.
     """
 
@@ -71,6 +75,7 @@ class StepReport(NamedTuple):
     skipped: float
     staleness: float = 0.0
     worker: int | None = None
+    terms: Mapping[str, float] = {}
 
 
 @dataclasses.dataclass
@@ -78,7 +83,7 @@ class Progress:
     """What the loop keeps beside the store's state: it goes into every checkpoint.
 
     Attributes:
-      best: the highest mean validation metric so far.
+      best: the highest mean validation metric so far; one that is better when smaller is negated.
       best_step: total steps at that moment.
       skipped: corrupt images met, by task.
     """
@@ -108,7 +113,7 @@ class Bookkeeping:
     Args:
       tasks: with distinct names.
       store: holds the parameters.
-      reporter: is told what happens.
+      reporter: reports what happens.
       checkpoints: where states are saved; None for nowhere.
     """
 
@@ -141,7 +146,7 @@ class Bookkeeping:
             self.progress.best, self.progress.best_step = kept.best, kept.best_step
         done = self._store.done()
         steps = ", ".join(f"{task} {step}/{self.targets[task]}" for task, step in done.items())
-        self._reporter.message(f"going on from the checkpoint at {steps}")
+        self._reporter.message(f"resuming from the checkpoint at {steps}")
         return done
 
     def report(self, reports: Sequence[StepReport], done: Mapping[str, int]) -> None:
@@ -179,7 +184,8 @@ class Bookkeeping:
             if task.validation is not None:
                 metrics = self._evaluators[name](measured, task.validation())
                 self._reporter.evaluated("validation", name, done[name], metrics)
-                selected.append(metrics[task.selecting])
+                larger_is_better = task.metrics[task.selecting].larger_is_better
+                selected.append(metrics[task.selecting] if larger_is_better else -metrics[task.selecting])
         if float(np.mean(selected)) >= self.progress.best:
             best, best_step = float(np.mean(selected)), sum(done.values())
             if self._checkpoints:

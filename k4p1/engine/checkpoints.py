@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from k4p1 import artifact, errors
+from k4p1 import errors
+from k4p1.files import tensor_file
 
 FORMAT = "k4p1-checkpoint"
 VERSION = 1
@@ -71,7 +72,7 @@ class Checkpoints:
             try:
                 return self.read(path)
             except errors.ArtifactError as e:
-                _log.warning("%s; going back to the checkpoint before it", e)
+                _log.warning("%s; returning to the checkpoint before it", e)
         return None
 
     def best(self) -> Checkpoint | None:
@@ -81,7 +82,7 @@ class Checkpoints:
         try:
             return self.read(self.best_path)
         except errors.ArtifactError as e:
-            _log.warning("%s; going on without the best checkpoint", e)
+            _log.warning("%s; continuing without the best checkpoint", e)
             return None
 
     def read(self, path: pathlib.Path) -> Checkpoint:
@@ -91,11 +92,11 @@ class Checkpoints:
           ArtifactError: damaged.
           ConfigError: of a run with another configuration.
         """
-        tensors, metadata = artifact.read(path, FORMAT, VERSION)
+        tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
         if metadata.get("run", "") != self._run:
             raise errors.ConfigError(f"{path} belongs to a run with another configuration; give a new --model_dir")
         return Checkpoint(tensors, json.loads(metadata["progress"]))
 
     def _write(self, path: pathlib.Path, state: Mapping[str, np.ndarray], progress: Mapping) -> None:
         metadata = {"progress": json.dumps(progress, sort_keys=True), "run": self._run}
-        artifact.write(path, FORMAT, VERSION, state, metadata)
+        tensor_file.write(path, FORMAT, VERSION, state, metadata)

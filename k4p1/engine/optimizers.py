@@ -139,12 +139,25 @@ class Adam(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay 0.004 for every group that names no other (`Optimization.weight_decay`)."""
+    """Adam with decoupled weight decay 0.004 for every group that names no other (`OptimizerConfig.weight_decay`)."""
 
     default_weight_decay: ClassVar[float] = 0.004
 
 
 OPTIMIZERS = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW}
+
+
+def find(optimizer: "Optimizer | str") -> Optimizer:
+    """The optimizer itself, or the one of that name with its defaults.
+
+    Raises:
+      ConfigError: unknown name, or neither.
+    """
+    if isinstance(optimizer, str):
+        return make(optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise errors.ConfigError(f"optimizer={optimizer!r}; expected a name or an Optimizer")
+    return optimizer
 
 
 def make(name: str, **settings: float | bool) -> Optimizer:

@@ -35,7 +35,7 @@ class PopulationStatistics:
         self._passes = {task.name: tf.function(_pass_of(task), reduce_retracing=True) for task in self._tasks}
 
     def __call__(self, vectors: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-        """`vectors` with population statistics over `count` batches a task."""
+        """`vectors` with population statistics over `count` batches per task."""
         measured: dict[str, list[np.ndarray]] = {}
         for task in self._tasks:
             for name, vector in self._measure(task, vectors, count).items():
@@ -73,7 +73,7 @@ def pool(packing: Packing, vectors: Sequence[np.ndarray]) -> np.ndarray:
 
     Args:
       packing: of a statistics group, with `.../moving_mean` beside each `.../moving_variance`.
-      vectors: one a sample.
+      vectors: one per sample.
     """
     if len(vectors) == 1:
         return np.asarray(vectors[0], np.float32)

@@ -10,25 +10,25 @@ from k4p1.engine import fused_batch_normalization
 from k4p1.engine.groups import STATISTICS, ParameterGroup, of_task
 from k4p1.patches.patched_batch_normalization import normalised_by
 from k4p1.patches.patched_layer import RANDOM
-from k4p1.patches.patched_model import SHARED, PatchedModel
+from k4p1.patches.patched_model import LOGITS, SHARED, PatchedModel
 
 
 class Forward(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-      logits: float32 (batch, classes).
+      outputs: of the task model by name, float32; `logits` (batch, classes) where it classifies.
       statistics: the new vectors of the statistics groups, by group name.
       penalty: the sum of losses that layers add, such as regularisers, scalar.
     """
 
-    logits: tf.Tensor
+    outputs: dict[str, tf.Tensor]
     statistics: dict[str, tf.Tensor]
     penalty: tf.Tensor
 
 
 class PureTask:
-    """`forward(vectors, inputs, training, seed)`: parameters and statistics in, logits and new statistics out.
+    """`forward(vectors, inputs, training, seed)`: parameters and statistics in, outputs and new statistics out.
 
     Args:
       name: of the task.
@@ -44,12 +44,15 @@ class PureTask:
 
     def __init__(self, name: str, patched: PatchedModel, groups: Sequence[ParameterGroup]):
         self.name = name
-        self.model = patched.model
+        self._patched = patched
+        plain = not patched.extra_outputs and not isinstance(patched.model.output, dict)
+        self._model = patched.model if plain else patched.training_model
         self.groups = of_task(groups, name)
         self.statistics_momentum = patched.statistics_momentum
         shared = {p.key for p in patched.parameters if p.owner == SHARED and p.role == STATISTICS}
-        self.recalibrated = frozenset(patched.recalibrated | shared)
-        self._seeds = [p.variable for p in patched.parameters if p.role == RANDOM]
+        fixed = {key for key, momentum in self.statistics_momentum.items() if momentum >= 1.0}  # they never move
+        self.recalibrated = frozenset((patched.recalibrated | shared) - fixed)
+        self._seeds = [p.variable for p in patched.parameters if p.role == RANDOM and _is_seed(p.variable)]
 
     def forward(
         self, vectors: Mapping[str, tf.Tensor], inputs: tf.Tensor, *, training: bool, seed: tf.Tensor | None = None
@@ -73,11 +76,20 @@ class PureTask:
             state.append((variable, tf.bitcast(drawn, tf.uint32)))
         fused = normalised_by(fused_batch_normalization.normalise_batch)
         with fused, keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
-            logits = self.model(inputs, training=training)
-            penalties = self.model.losses
+            outputs = self._model(inputs, training=training)
+            penalties = self._model.losses
+            outputs = dict(outputs) if isinstance(outputs, dict) else {LOGITS: outputs}
+            for name, observer in self._patched.observers.items():
+                outputs[name] = tf.stop_gradient(observer(inputs, training=False))
         statistics = {
             group.name: group.packing.pack([scope.get_current_value(v) for v in group.variables])
             for group in self.groups
             if group.role == STATISTICS
         }
-        return Forward(tf.cast(logits, tf.float32), statistics, tf.add_n(penalties) if penalties else tf.zeros([]))
+        outputs = {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
+        return Forward(outputs, statistics, tf.add_n(penalties) if penalties else tf.zeros([]))
+
+
+def _is_seed(variable: keras.Variable) -> bool:
+    """Whether an integer variable is the state of a seed generator; others, such as the count of `Normalization`, stay."""
+    return tuple(variable.shape) == (2,)

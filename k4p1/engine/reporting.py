@@ -1,4 +1,4 @@
-"""What a run tells: progress bars, `metrics.jsonl`, `status.json`, TensorBoard."""
+"""What a run reports: progress bars, `metrics.jsonl`, `status.json`, TensorBoard."""
 
 import json
 import pathlib
@@ -12,8 +12,8 @@ import tensorflow as tf
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from k4p1 import artifact
-from k4p1.status_file import TRAINING, StatusFile
+from k4p1.files import atomic
+from k4p1.files.status_file import TRAINING, StatusFile
 
 _PLAIN_LINE_SECONDS = 10.0
 _SPEED_SECONDS = 10.0
@@ -75,11 +75,11 @@ class Reporter:
             values = found[task]
             if not values:
                 continue
+            terms = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in values.items() if k.startswith("loss_")]
+            loss = f"{values['loss']:.3f}" + (f" ({', '.join(terms)})" if terms else "")
             more = f"  staleness {values['staleness_mean']:.1f}" if "staleness_mean" in values else ""
             speed = f"{values['examples_per_s']:,.0f}" if "examples_per_s" in values else "-"
-            self._progress.update(
-                self._bars[task], completed=done[task], loss=f"{values['loss']:.3f}", speed=speed, more=more
-            )
+            self._progress.update(self._bars[task], completed=done[task], loss=loss, speed=speed, more=more)
             self._log("train", task, done[task], values)
         workers = {}
         for worker in sorted({r.worker for r in reports if r.worker is not None}):
@@ -106,6 +106,9 @@ class Reporter:
         if not reports:
             return {}
         values = {"loss": float(np.mean([r.loss for r in reports]))}
+        if all(len(r.terms) > 1 for r in reports):
+            for term in sorted(set().union(*(r.terms for r in reports))):
+                values[f"loss_{term}"] = float(np.mean([r.terms[term] for r in reports if term in r.terms]))
         speed = self._speeds.setdefault(name, _Speed())
         values |= speed.after(len(reports), sum(r.examples for r in reports))
         if reports[0].worker is not None:
@@ -123,17 +126,22 @@ class Reporter:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         self.status.event(text)
 
-    def _log(self, kind: str, name: str, step: int, values: Mapping[str, float]) -> None:
+    def _log(self, event: str, name: str, step: int, values: Mapping[str, float]) -> None:
         if self._folder is None:
             return
-        record = {"kind": kind, "worker" if kind == "worker" else "task": name, "step": step, "time": round(time.time(), 3)}
+        record = {
+            "kind": event,
+            "worker" if event == "worker" else "task": name,
+            "step": step,
+            "time": round(time.time(), 3),
+        }
         path = self._folder / "metrics.jsonl"
         try:
             with open(path, "a", encoding="utf-8") as f:
                 f.write(json.dumps({**record, **values}) + "\n")
         except OSError as e:
-            raise artifact.storage_error(path, e) from e
-        place = f"{kind}/{name}"
+            raise atomic.storage_error(path, e) from e
+        place = f"{event}/{name}"
         if place not in self._writers:
             self._writers[place] = tf.summary.create_file_writer(str(self._folder / place))
         with self._writers[place].as_default(step=step):

@@ -28,7 +28,7 @@ class Schedule:
 
     def __post_init__(self):
         if not 0 <= self.warmup < 1:
-            raise errors.ConfigError(f"warmup={self.warmup}: wanted a fraction of the run in [0, 1)")
+            raise errors.ConfigError(f"warmup={self.warmup}: expected a fraction of the run in [0, 1)")
 
     def factor(self, progress: tf.Tensor, epochs: Sequence[float]) -> tf.Tensor:
         """The factor at `progress` (scalar); `epochs` are the passes over its data that each task of the run makes."""
@@ -81,6 +81,19 @@ class Exponential(Schedule):
 
 
 SCHEDULES = {"constant": Constant, "cosine": Cosine, "exponential": Exponential}
+
+
+def find(schedule: "Schedule | str") -> Schedule:
+    """The schedule itself, or the one of that name with its defaults.
+
+    Raises:
+      ConfigError: unknown name, or neither.
+    """
+    if isinstance(schedule, str):
+        return make(schedule)
+    if not isinstance(schedule, Schedule):
+        raise errors.ConfigError(f"schedule={schedule!r}; expected a name or a Schedule")
+    return schedule
 
 
 def make(name: str, **settings: float | bool) -> Schedule:

@@ -1,4 +1,4 @@
-"""A flat vector cut into nearly equal shards, one a device."""
+"""A flat vector cut into nearly equal shards, one per device."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ class ShardedVector:
 
     Args:
       initial: its first values.
-      devices: one a shard; None stands for TensorFlow's default. A vector shorter than that uses the first ones.
+      devices: one per shard; None stands for TensorFlow's default. A vector shorter than that uses the first ones.
       name: of the variables.
       trainable: as in `tf.Variable`.
     """

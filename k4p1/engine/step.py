@@ -7,11 +7,28 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from k4p1.engine.groups import STATISTICS, TRAINED
-from k4p1.engine.optimization import Optimization
 from k4p1.engine.pure import PureTask
+from k4p1.engine.schedules import Schedule
 from k4p1.engine.store import Store
 
 Batch = Mapping[str, tf.Tensor]
+
+
+class Term(NamedTuple):
+    """A term of a loss: its mean over the batch, and the weight that it has in the sum."""
+
+    value: tf.Tensor
+    weight: float
+
+
+Loss = Callable[[Batch, Mapping[str, tf.Tensor]], Mapping[str, Term]]
+"""The terms of a loss by name, of (batch, outputs of the task model)."""
+
+
+def total(terms: Mapping[str, Term]) -> tf.Tensor:
+    """The weighted sum of terms, a scalar."""
+    weighted = [term.value if term.weight == 1.0 else term.weight * term.value for term in terms.values()]
+    return weighted[0] if len(weighted) == 1 else tf.add_n(weighted)
 
 
 class StepResult(NamedTuple):
@@ -23,6 +40,7 @@ class StepResult(NamedTuple):
       skipped: corrupt images in the batch.
       ticket: number of the step.
       staleness: updates of the task's largest trained vector between the step's read and its own update.
+      terms: of the loss by name, before they are weighted; empty where the loss is one term.
     """
 
     loss: tf.Tensor
@@ -30,6 +48,7 @@ class StepResult(NamedTuple):
     skipped: tf.Tensor
     ticket: tf.Tensor
     staleness: tf.Tensor
+    terms: dict[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +71,8 @@ class Pace:
 def training_step(
     task: PureTask,
     store: Store,
-    loss: Callable[[Batch, tf.Tensor], tf.Tensor],
-    optimization: Optimization,
+    loss: Loss,
+    schedule: Schedule,
     pace: Pace,
     loss_scaled: bool = False,
 ) -> Callable[[Batch], StepResult]:
@@ -62,8 +81,8 @@ def training_step(
     Args:
       task: the task as a pure function.
       store: holds the groups; see `Store`.
-      loss: of (batch, logits), a scalar.
-      optimization: learning rate, schedule, multipliers.
+      loss: the terms of the loss of (batch, outputs); see `Loss`.
+      schedule: of the learning rates of the task's groups.
       pace: step target and seed.
       loss_scaled: True under mixed_float16: gradients that are not finite are then dropped, and the loss scale adapts.
     """
@@ -74,7 +93,7 @@ def training_step(
     def step(batch: Batch) -> StepResult:
         ticket = store.take_ticket(task.name)
         progress = tf.cast(ticket, tf.float32) / float(pace.steps)
-        factor = optimization.schedule.factor(progress, pace.epochs)
+        factor = schedule.factor(progress, pace.epochs)
         seed = tf.random.experimental.stateless_fold_in(
             tf.constant([pace.seed, pace.index], tf.int32), tf.cast(ticket, tf.int32)
         )
@@ -84,7 +103,8 @@ def training_step(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
             forward = task.forward(vectors, batch["inputs"], training=True, seed=seed)
-            value = loss(batch, forward.logits)
+            terms = loss(batch, forward.outputs)
+            value = total(terms)
             scale = store.loss_scale(task.name) if loss_scaled else None
             target = (value + forward.penalty) * (1.0 if scale is None else scale)
         gradients = tape.gradient(target, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -96,7 +116,7 @@ def training_step(
             """Returns how many updates came between the read and this one."""
             others = tf.zeros([], tf.int64)
             for group, gradient in zip(trained, gradients, strict=True):
-                rate = factor * optimization.rate_of(group.rate, group.kind)
+                rate = factor * group.updates[task.name].rate
                 count = store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
                 others = count - 1 - seen if group is largest else others
             for group in moved:
@@ -110,6 +130,8 @@ def training_step(
             staleness = tf.cond(finite, update, lambda: tf.zeros([], tf.int64))
             store.report_gradients(task.name, finite)
         weights = batch["weight"]
-        return StepResult(value, tf.reduce_sum(weights), tf.reduce_sum(1.0 - weights), ticket, staleness)
+        skipped = tf.reduce_sum(1.0 - weights)
+        named = {name: term.value for name, term in terms.items()} if len(terms) > 1 else {}
+        return StepResult(value, tf.reduce_sum(weights), skipped, ticket, staleness, named)
 
     return step

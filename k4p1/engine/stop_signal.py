@@ -33,7 +33,7 @@ class StopSignal:
 
     def error(self, saved_step: int | None) -> errors.K4p1Error:
         """What to raise; `saved_step` is where the state was saved, None if nowhere."""
-        saved = f"saved at step {saved_step}; the same command goes on from there"
+        saved = f"saved at step {saved_step}; the same command resumes there"
         outcome = "nothing was saved (no model_dir)" if saved_step is None else saved
         if self.caught == signal.SIGINT:
             return errors.Interrupted(f"interrupted; {outcome}")

@@ -1,4 +1,4 @@
-"""Where parameters live while they are trained: one vector a group, whole in this process or in shards on servers."""
+"""Where parameters live while they are trained: one vector per group, whole in this process or in shards on servers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.engine.groups import FIXED, TRAINED, ParameterGroup
-from k4p1.engine.optimization import Optimization
 from k4p1.engine.sharding import ShardedVector
 
 _FIRST_LOSS_SCALE = 2.0**15
@@ -18,17 +17,15 @@ class Store:
     """Vectors, optimizer state, update counts and step tickets as `tf.Variable`s.
 
     Args:
-      groups: of the run; their Keras variables give the initial values.
-      optimization: which optimizer each group has.
-      steps: step target of each task; tickets 0 to target - 1 are given out once each.
+      groups: of the run; their Keras variables give the initial values, and they say how they are updated.
+      steps: step target of each task; tickets 0 to target - 1 are issued once each.
       loss_scaled: whether the step needs a dynamic loss scale (mixed_float16).
-      devices: every vector is cut into one shard a device. One process needs one: None, TensorFlow's default.
+      devices: every vector is cut into one shard per device. One process needs one: None, TensorFlow's default.
     """
 
     def __init__(
         self,
         groups: Sequence[ParameterGroup],
-        optimization: Optimization,
         steps: Mapping[str, int],
         loss_scaled: bool = False,
         devices: Sequence[str | None] = (None,),
@@ -42,7 +39,7 @@ class Store:
             initial = group.initial()
             self._vectors[group.name] = ShardedVector(initial, self.devices, group.name, trained)
             if trained:
-                optimizer = optimization.optimizer_of(group.kind)
+                optimizer = group.update.optimizer
                 self._optimizers[group.name] = optimizer
                 self._slots[group.name] = {
                     slot: ShardedVector(np.zeros_like(initial), self.devices, f"{group.name}.{slot}")
@@ -88,7 +85,7 @@ class Store:
                 piece,
                 learning_rate,
                 count,
-                group.weight_decay,
+                group.update.weight_decay,
             )
         return count
 

@@ -34,7 +34,7 @@ class Trainer:
     Args:
       tasks: with distinct names.
       store: holds the parameters.
-      reporter: is told what happens.
+      reporter: reports what happens.
       checkpoints: where states are saved; None for nowhere.
       seed: of dropout.
       evaluate_every: total steps between evaluations on the validation splits.
@@ -64,7 +64,7 @@ class Trainer:
         self._steps = {}
         for index, task in enumerate(tasks):
             pace = Pace(task.steps, epochs, seed, index)
-            step = training_step(task.pure, store, task.loss, task.optimization, pace, loss_scaled)
+            step = training_step(task.pure, store, task.loss, task.schedule, pace, loss_scaled)
             self._steps[task.name] = tf.function(lambda iterator, step=step: step(next(iterator)), jit_compile=jit_compile)
 
     @property
@@ -122,6 +122,13 @@ class Trainer:
 
 def _reports(pending: Sequence[tuple[str, int, StepResult]]) -> list[StepReport]:
     return [
-        StepReport(task, step, float(result.loss), float(result.examples), float(result.skipped))
+        StepReport(
+            task,
+            step,
+            float(result.loss),
+            float(result.examples),
+            float(result.skipped),
+            terms={name: float(value) for name, value in result.terms.items()},
+        )
         for task, step, result in pending
     ]

@@ -1,5 +1,6 @@
 """Applies a patch spec to a backbone: the task model and the list of its parameters."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,16 +8,17 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from k4p1 import errors
-from k4p1.backbones.backbone import Backbone, learned_variables
-from k4p1.backbones.scaling import InputScaling
+from k4p1.backbones import endpoints
+from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.input_scaling import InputScaling
 from k4p1.backbones.site import LayerSite
 from k4p1.patches import patched_convolution
-from k4p1.patches.head import Head
 from k4p1.patches.kind import PatchKind
-from k4p1.patches.mask import sparsity
-from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable, view
-from k4p1.patches.patched_model import FACTORS, PRIVATE, SHARED, Parameter, PatchedModel
+from k4p1.patches.parameter_list import ParameterList
+from k4p1.patches.patched_layer import TRAINED, view
+from k4p1.patches.patched_model import PRIVATE, PatchedModel
 from k4p1.patches.spec import PatchSpec
+from k4p1.patches.task_head import FEATURES, DenseHead, TaskHead
 
 _FLOAT_BITS = 32
 
@@ -25,10 +27,11 @@ def apply_patches(
     backbone: Backbone,
     spec: str | PatchSpec,
     *,
-    classes: int,
+    classes: int | None = None,
     image_size: int | Sequence[int],
+    head: TaskHead | None = None,
     shared_trained: bool = False,
-    shared_head: keras.layers.Dense | None = None,
+    shared_head: keras.layers.Layer | None = None,
     factors: Mapping[str, keras.Variable] | None = None,
     dropout: float = 0.0,
     seed: int = 0,
@@ -39,8 +42,9 @@ def apply_patches(
     Args:
       backbone: shared; none of its values changes.
       spec: what the task owns, such as `"scale_bias+head"`.
-      classes: number of logits.
+      classes: number of logits, for a head that classifies.
       image_size: side in pixels, or (height, width).
+      head: another head in place of `classes`, such as that of an objective.
       shared_trained: True where the shared weights are learned (multi-task training): a batch normalisation that the
         spec does not touch then follows `training=` and moves the shared statistics. False where they are frozen
         (transfer learning): it then uses the backbone's statistics always.
@@ -52,13 +56,17 @@ def apply_patches(
 
     Raises:
       PatchError: a kind touches nothing in this network, or two kinds exclude each other on a layer.
-      ConfigError: the image is too small for the network.
+      ConfigError: the image is too small for the network, an endpoint that it does not have, or not one of `classes` and
+        `head`.
     """
+    if (classes is None) == (head is None):
+        raise errors.ConfigError("apply_patches needs either classes or head")
+    head = head or DenseHead(classes)
     spec = PatchSpec.parse(spec)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if backbone.minimum_size is not None and min(height, width) < backbone.minimum_size:
         raise errors.ConfigError(
-            f"image size {height}x{width} is too small for {backbone.name}: at least {backbone.minimum_size} pixels a side"
+            f"image size {height}x{width} is too small for {backbone.name}: at least {backbone.minimum_size} pixels per side"
         )
     plan = {id(site.layer): (site, kinds, _of_layer(site, factors or {})) for site, kinds in _plan(backbone.sites, spec)}
     made: dict[int, keras.layers.Layer] = {}
@@ -71,14 +79,17 @@ def apply_patches(
 
     image = keras.Input((height, width, 3), name="image")
     scaled = InputScaling(backbone.scaling, name="input_scaling")(image)
+    opened = tuple(e for e in head.endpoints if e != FEATURES)
+    scaled_image = keras.Input(scaled.shape[1:], dtype=scaled.dtype, name="scaled_image")
     try:
-        network = keras.models.clone_model(
-            backbone.model,
-            input_tensors=keras.Input(scaled.shape[1:], dtype=scaled.dtype, name="scaled_image"),
-            clone_function=layer_for,
-            recursive=True,
-        )
-    except errors.PatchError:
+        if opened:
+            found = endpoints.outputs(backbone.model, scaled_image, opened, layer_for)
+            network = keras.Model(scaled_image, found, name=backbone.model.name)
+        else:
+            network = keras.models.clone_model(
+                backbone.model, input_tensors=scaled_image, clone_function=layer_for, recursive=True
+            )
+    except (errors.PatchError, errors.ConfigError):
         raise
     except ValueError as e:
         raise errors.ConfigError(
@@ -90,38 +101,49 @@ def apply_patches(
             raise errors.ConfigError(
                 f"image size {height}x{width} is too small for {backbone.name}: nothing is left after '{operation.name}'"
             )
-    is_shared_head = head_is_shared(spec)
-    head = view(shared_head, True) if is_shared_head and shared_head is not None else make_head(classes, seed)
-    features = network(scaled)
+    mode = spec.head_mode
+    last = view(shared_head, True) if mode == "shared" and shared_head is not None else head.make(seed)
+    maps = network(scaled)
+    maps = dict(maps) if opened else {FEATURES: maps}
+    read = [maps[endpoint] for endpoint in head.endpoints]
     if dropout:
-        features = keras.layers.Dropout(dropout, name="head_dropout")(features)
-    logits = keras.layers.Activation("linear", dtype="float32", name="logits")(head(features))
-    model = keras.Model(image, logits, name=name)
+        names = ["head_dropout", *(f"head_dropout_{number}" for number in range(1, len(read)))]
+        read = [keras.layers.Dropout(dropout, name=n)(x) for n, x in zip(names, read, strict=True)]
+    outputs = last(read if len(read) > 1 else read[0])
+    if isinstance(outputs, dict):
+        outputs = {n: keras.layers.Activation("linear", dtype="float32", name=n)(x) for n, x in outputs.items()}
+    else:
+        outputs = keras.layers.Activation("linear", dtype="float32", name="logits")(outputs)
+    model = keras.Model(image, outputs, name=name)
     backbone.set_trainable(shared_trained)
 
-    listing = _Listing(shared_trained, factors or {})
+    listed = ParameterList(shared_trained, factors or {})
     for site in backbone.sites:
-        listing.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), (site, (), {}))[1])
-    listing.add_head(head, spec, is_shared_head)
-    listing.add_rest(model)
+        if id(site.layer) in made:
+            listed.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), (site, (), {}))[1])
+    listed.add_head(last, mode)
+    listed.add_rest(model)
     patched = PatchedModel(
-        model, tuple(listing.parameters), spec, head, listing.momentum, frozenset(listing.recalibrated), (height, width)
+        model,
+        tuple(listed.parameters),
+        spec,
+        last,
+        listed.momentum,
+        frozenset(listed.recalibrated),
+        (height, width),
+        maps,
+        head.endpoints,
     )
     _warn_of_large_patches(backbone, patched)
-    warn_of_zeroed_layers(patched)
+    warn_of_kinds(patched)
     return patched
 
 
-def warn_of_zeroed_layers(patched: PatchedModel) -> None:
-    """Warns of layers whose every weight is masked out: nothing passes them."""
-    zeroed = [layer.layer for layer in sparsity(patched) if layer.zeros == layer.weights]
-    if zeroed:
-        warnings.warn(
-            f"task '{patched.model.name}': its mask takes every weight of {len(zeroed)} layers (first: '{zeroed[0]}'); "
-            "nothing passes them. Lower threshold= below initial=, or the learning rate of the scores",
-            errors.PatchWarning,
-            stacklevel=3,
-        )
+def warn_of_kinds(patched: PatchedModel) -> None:
+    """Warns of what the kinds of a task model, built or trained, have to say (`PatchKind.warnings`)."""
+    for kind in patched.spec.kinds:
+        for warning in kind.warnings(patched):
+            warnings.warn(f"task '{patched.model.name}': {warning}", errors.PatchWarning, stacklevel=3)
 
 
 def _warn_of_large_patches(backbone: Backbone, patched: PatchedModel) -> None:
@@ -143,17 +165,6 @@ def _warn_of_large_patches(backbone: Backbone, patched: PatchedModel) -> None:
             errors.PatchWarning,
             stacklevel=3,
         )
-
-
-def make_head(classes: int, seed: int) -> keras.layers.Dense:
-    """A head with random kernel (Glorot uniform) and zero bias; equal seeds give equal heads."""
-    return keras.layers.Dense(classes, name="head", kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
-
-
-def head_is_shared(spec: PatchSpec) -> bool:
-    """Whether the spec leaves the head to the tasks with the same labels."""
-    head = spec.get("head")
-    return head.mode == "shared" if isinstance(head, Head) else spec.get("full") is None
 
 
 def _plan(sites: Sequence[LayerSite], spec: PatchSpec) -> list[tuple[LayerSite, list[PatchKind]]]:
@@ -178,103 +189,23 @@ def _patched(
     site: LayerSite, kinds: Sequence[PatchKind], factors: Mapping[str, Mapping[str, keras.Variable]]
 ) -> keras.layers.Layer:
     layer = site.layer
-    whole = [replaced for kind in kinds if (replaced := kind.whole_layer(layer)) is not None]
-    if whole:
-        if len(kinds) > 1:
-            raise _cannot_share(layer, [kind.name for kind in kinds])
-        return whole[0]
+    for one, other in itertools.permutations(kinds, 2):
+        if not one.can_share(layer, other):
+            raise _cannot_share(layer, [kind for kind in kinds if kind in (one, other)])
+    if kinds[0].replaces_layer(layer):
+        return kinds[0].whole_layer(layer)
     patches = [kind.layer_patch(site) for kind in kinds]
+    replacing = [kind for kind, patch in zip(kinds, patches, strict=True) if patch.replaces]
+    reading = [kind for kind in kinds if kind.reads_shared_kernel]
+    if replacing and reading:
+        raise _cannot_share(layer, [kind for kind in kinds if kind in (replacing[0], reading[0])])
     for patch in patches:
         patch.adopt(factors.get(patch.kind, {}))
-    if any(patch.replaces for patch in patches) and any(patch.kind == "mask" for patch in patches):
-        raise _cannot_share(layer, [patch.kind for patch in patches if patch.replaces or patch.kind == "mask"])
     return patched_convolution.PatchedConvolution(layer, patches)
 
 
-def _cannot_share(layer: keras.layers.Layer, kinds: Sequence[str]) -> errors.PatchError:
-    named = " and ".join(f"'{kind}'" for kind in kinds)
+def _cannot_share(layer: keras.layers.Layer, kinds: Sequence[PatchKind]) -> errors.PatchError:
+    names = " and ".join(f"'{kind.name}'" for kind in kinds)
     return errors.PatchError(
-        f"patch kinds {named} cannot share layer '{layer.name}' ({type(layer).__name__}); part them by layers= or stage="
+        f"patch kinds {names} cannot share layer '{layer.name}' ({type(layer).__name__}); separate them by layers= or stage="
     )
-
-
-class _Listing:
-    """Collects the parameters of a task model while it walks the layers."""
-
-    def __init__(self, shared_trained: bool, factors: Mapping[str, keras.Variable]):
-        self.shared_trained = shared_trained
-        self._factors = {id(variable) for variable in factors.values()}
-        self.parameters: list[Parameter] = []
-        self.momentum: dict[str, float] = {}
-        self.recalibrated: set[str] = set()
-        self._seen: set[int] = set()
-
-    def _add(self, key: str, variable: keras.Variable, owner: str, kind: str, role: str, storage=None) -> None:
-        if id(variable) not in self._seen:
-            self._seen.add(id(variable))
-            self.parameters.append(Parameter(key, variable, owner, kind, role, storage))
-
-    def add_layer(self, site: LayerSite, used: keras.layers.Layer, kinds: Sequence[PatchKind]) -> None:
-        for private in self._private(used, kinds):
-            key = f"{site.name}/{private.kind}/{private.name}"
-            if id(private.variable) in self._factors:
-                self._add(key, private.variable, SHARED, FACTORS, FIXED)
-                continue
-            self._add(key, private.variable, PRIVATE, private.kind, private.role, private.storage)
-            if private.role == STATISTICS:
-                kind = next(k for k in kinds if k.name == private.kind)
-                self.momentum[key] = kind.momentum
-                if kind.recalibrate:
-                    self.recalibrated.add(key)
-        still_used = {id(v) for v in used.variables}
-        is_patched = isinstance(used, PatchedLayer)
-        learned = learned_variables(site.layer)
-        for variable in site.layer.variables:
-            if id(variable) not in still_used:
-                continue
-            key = f"{site.name}/{variable.name}"
-            role = _shared_role(variable, self.shared_trained, id(variable) in learned)
-            if is_patched and isinstance(site.layer, keras.layers.BatchNormalization):
-                role = FIXED  # frozen statistics, or frozen scale and bias: the backbone's, always
-            self._add(key, variable, SHARED, "backbone", role)
-            if role == STATISTICS:
-                self.momentum[key] = site.layer.momentum
-
-    @staticmethod
-    def _private(used: keras.layers.Layer, kinds: Sequence[PatchKind]) -> list[PrivateVariable]:
-        if isinstance(used, PatchedLayer):
-            return used.private_variables()
-        if not kinds:
-            return []
-        kind = kinds[0].name
-        return [PrivateVariable(kind, v.name, v, TRAINED if v.trainable else _untrained_role(v)) for v in used.variables]
-
-    def add_head(self, head: keras.layers.Layer, spec: PatchSpec, shared: bool) -> None:
-        kind = spec.get("head")
-        is_random = isinstance(kind, Head) and kind.mode == "random"
-        head.trainable = not is_random and (self.shared_trained or not shared)
-        for variable in head.variables:
-            if shared:
-                self._add(f"head/{variable.name}", variable, SHARED, "head", TRAINED if self.shared_trained else FIXED)
-            else:
-                self._add(f"head/head/{variable.name}", variable, PRIVATE, "head", FIXED if is_random else TRAINED)
-
-    def add_rest(self, model: keras.Model) -> None:
-        for variable in model.variables:  # dropout seeds
-            self._add(variable.path, variable, PRIVATE, "random", RANDOM)
-
-
-def _shared_role(variable: keras.Variable, shared_trained: bool, learned: bool) -> str:
-    if not keras.backend.is_float_dtype(variable.dtype):
-        return RANDOM
-    if not shared_trained:
-        return FIXED
-    if learned:
-        return TRAINED
-    return STATISTICS if variable.name.startswith("moving_") else FIXED
-
-
-def _untrained_role(variable: keras.Variable) -> str:
-    if not keras.backend.is_float_dtype(variable.dtype):
-        return RANDOM
-    return STATISTICS if variable.name.startswith("moving_") else FIXED

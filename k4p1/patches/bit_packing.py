@@ -1,4 +1,4 @@
-"""Masks as bits: one bit a weight for binary masks, two for ternary ones (PB, section 3: 1 extra bit a parameter)."""
+"""Masks as bits: one bit per weight for binary masks, two for ternary ones (PB, section 3: 1 extra bit a parameter)."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ class BitPacking:
     Attributes:
       shape: of the scores.
       threshold: of the mask.
-      ternary: two bits a weight in place of one.
+      ternary: two bits per weight in place of one.
     """
 
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class BitPacking:
 
     @property
     def bits(self) -> int:
-        """Bits a weight."""
+        """Bits per weight."""
         return 2 if self.ternary else 1
 
     @property

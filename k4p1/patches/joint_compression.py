@@ -64,14 +64,14 @@ def ranks_of_share(spectra: Mapping[str, Spectrum], share: float) -> dict[str, i
       PatchError: a share that is not in (0, 1].
     """
     if not 0 < share <= 1:
-        raise errors.PatchError(f"rank {share:g}: wanted a share of the channels, more than 0 and at most 1")
+        raise errors.PatchError(f"rank {share:g}: expected a share of the channels, more than 0 and at most 1")
     return {layer: max(1, round(share * spectrum.largest_rank)) for layer, spectrum in spectra.items()}
 
 
 def ranks_of_budget(spectra: Mapping[str, Spectrum], budget_bytes: int) -> dict[str, int]:
-    """K of every layer, at least 1, such that all factors take at most `budget_bytes`: most energy a byte comes first.
+    """K of every layer, at least 1, such that all factors take at most `budget_bytes`: most energy per byte comes first.
 
-    Within a layer singular values fall, so taking them in the order of energy a byte never skips one.
+    Within a layer singular values fall, so taking them in the order of energy per byte never skips one.
 
     Raises:
       PatchError: a budget below rank 1 for every layer; says how much that takes.

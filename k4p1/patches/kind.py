@@ -3,11 +3,10 @@
 import abc
 import dataclasses
 import fnmatch
-import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from k4p1 import errors
+from k4p1 import errors, spec_grammar
 from k4p1.backbones import placement
 from k4p1.backbones.site import LayerSite
 
@@ -28,8 +27,12 @@ class PatchKind(abc.ABC):
       stage: restrict it to the `early`, `mid` or `late` part of the network (`all`: no restriction): its three stages where
         it has three, as residual nets do (RA, section 3.2), else thirds by depth.
 
-    Class attributes: `name` and `summary`, and where a kind learns otherwise than the rest of a run, `optimizer`,
-    `learning_rate` and `weight_decay`.
+    Class attributes:
+      name, summary: what specs call it, and one line of help.
+      order: where it acts on a layer that several kinds patch, whatever the order of the spec; the lowest first.
+      incompatible: names of kinds that cannot share a layer with it.
+      reads_shared_kernel: whether it needs the shared kernel, and cannot share a layer with a kind that replaces it.
+      renamed_options: former names of options, by which stored specs may call them.
     """
 
     layers: str = "*"
@@ -37,9 +40,10 @@ class PatchKind(abc.ABC):
 
     name: typing.ClassVar[str]
     summary: typing.ClassVar[str]
-    optimizer: typing.ClassVar[str | None] = None
-    learning_rate: typing.ClassVar[float | None] = None
-    weight_decay: typing.ClassVar[float | None] = None
+    order: typing.ClassVar[int] = 0
+    incompatible: typing.ClassVar[frozenset[str]] = frozenset()
+    reads_shared_kernel: typing.ClassVar[bool] = False
+    renamed_options: typing.ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self):
         self._check_choice("stage", STAGES)
@@ -58,7 +62,7 @@ class PatchKind(abc.ABC):
 
     def _check_momentum(self, momentum: float) -> None:
         if not 0 <= momentum < 1:
-            raise errors.PatchError(f"{self.name}(momentum={momentum}): wanted a number in [0, 1)")
+            raise errors.PatchError(f"{self.name}(momentum={momentum}): expected a number in [0, 1)")
 
     @abc.abstractmethod
     def fits(self, site: LayerSite, network: Sequence[LayerSite]) -> bool:
@@ -81,9 +85,30 @@ class PatchKind(abc.ABC):
             raise errors.PatchError(f"patch '{self.name}' touches nothing in this network: {why}")
         return chosen
 
-    def whole_layer(self, layer: typing.Any) -> typing.Any:
-        """A layer to put in place of `layer`, or None for a kind that joins others in one patched convolution."""
+    @property
+    def head_mode(self) -> str | None:
+        """What becomes of the head where a spec has this kind: `trained`, `random`, `shared`; None: it does not say."""
         return None
+
+    def conflict(self, kinds: Sequence["PatchKind"]) -> str | None:
+        """Why this kind cannot be in a spec with all of `kinds`, itself included; None if it can."""
+        return None
+
+    def warnings(self, patched: typing.Any) -> list[str]:
+        """What the user should know of a task model with this kind, built or trained (`PatchedModel`)."""
+        return []
+
+    def replaces_layer(self, layer: typing.Any) -> bool:
+        """Whether this kind puts a layer of its own in place of `layer` (`whole_layer`) and shares it with no other kind."""
+        return False
+
+    def can_share(self, layer: typing.Any, other: "PatchKind") -> bool:
+        """Whether both kinds can patch `layer`; asked in both directions."""
+        return not self.replaces_layer(layer) and other.name not in self.incompatible
+
+    def whole_layer(self, layer: typing.Any) -> typing.Any:
+        """The layer to put in place of `layer`, where `replaces_layer` says so."""
+        raise errors.PatchError(f"patch '{self.name}' has no layer in place of {type(layer).__name__} '{layer.name}'")
 
     def layer_patch(self, site: LayerSite) -> typing.Any:
         """The `LayerPatch` of this kind for a convolution or dense layer."""
@@ -116,8 +141,13 @@ def known_kinds() -> dict[str, type[PatchKind]]:
     return dict(_KINDS)
 
 
-def make(name: str, options: dict[str, str]) -> PatchKind:
-    """The kind `name` with options given as text.
+def order_of(name: str) -> int:
+    """Where a kind acts on a layer that several kinds patch."""
+    return _KINDS[name].order if name in _KINDS else 0
+
+
+def make(name: str, options: dict[str, str], *, stored: bool = False) -> PatchKind:
+    """The kind `name` with options given as text; `stored` specs may use former names of options.
 
     Raises:
       PatchError: unknown kind or option, or a value of the wrong type; the message has the nearest known name.
@@ -127,29 +157,14 @@ def make(name: str, options: dict[str, str]) -> PatchKind:
     fields = {field.name: field for field in dataclasses.fields(_KINDS[name])}
     values = {}
     for option, text in options.items():
+        option = _KINDS[name].renamed_options.get(option, option) if stored else option
         if option not in fields:
             raise errors.PatchError(errors.unknown(f"option of patch kind '{name}'", option, fields))
-        values[option] = _parse(name, option, text, type(fields[option].default))
-    return _KINDS[name](**values)
-
-
-def _parse(kind: str, option: str, text: str, wanted: type) -> object:
-    if wanted is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif wanted in (int, float):
         try:
-            value = wanted(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value):
-            return value
-    else:
-        return text
-    raise errors.PatchError(f"{kind}({option}={text}): wanted {_TYPE_NAMES[wanted]}")
-
-
-_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+            values[option] = spec_grammar.read(text, type(fields[option].default))
+        except ValueError as e:
+            raise errors.PatchError(f"{name}({option}={text}): {e}") from None
+    return _KINDS[name](**values)
 
 
 def _format(value: object) -> str:

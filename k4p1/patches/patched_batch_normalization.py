@@ -61,7 +61,7 @@ class PatchedBatchNormalization(patched_layer.PatchedLayer):
       momentum: of the private moving averages.
       kind: the patch kind that owns the variables.
 
-    Inputs: (batch, ..., channels) with channels on the layer's axis. Variables: one value a channel.
+    Inputs: (batch, ..., channels) with channels on the layer's axis. Variables: one value per channel.
     """
 
     def __init__(self, layer, statistics="private", affine="private", momentum=0.99, kind="scale_bias", **kwargs):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from k4p1 import errors
-from k4p1.patches import patched_layer
+from k4p1.patches import kind, patched_layer
 
 KERNEL_NAMES = {
     keras.layers.Conv1D: "kernel",
@@ -65,8 +65,8 @@ class PatchedConvolution(patched_layer.PatchedLayer):
 
     Args:
       layer: a built layer of a type in `KERNEL_NAMES`; it stays shared.
-      patches: one `LayerPatch` a kind; they act in their own `order`: a private kernel, a mask, combinations of filters,
-        low rank, parallel adapter, series adapter, scale and bias.
+      patches: one `LayerPatch` per kind; they act in the `order` of their kinds: a private kernel, a mask,
+        combinations of filters, low rank, parallel adapter, series adapter, scale and bias.
 
     Raises:
       PatchError: the layer is of another type.
@@ -77,7 +77,7 @@ class PatchedConvolution(patched_layer.PatchedLayer):
             allowed = ", ".join(sorted(t.__name__ for t in KERNEL_NAMES))
             raise errors.PatchError(f"{type(layer).__name__} '{layer.name}' cannot be patched; allowed: {allowed}")
         super().__init__(layer, **kwargs)
-        self.patches = sorted(patches, key=lambda patch: patch.order)
+        self.patches = sorted(patches, key=lambda patch: kind.order_of(patch.kind))
 
     def bind(self):
         replaced = set().union(*(patch.replaces for patch in self.patches))

@@ -74,12 +74,10 @@ class LayerPatch(keras.layers.Layer):
     """What one patch kind does to one convolution or dense layer; it owns the private variables.
 
     A layer computes `activation(op(x, kernel) + bias)`. A patch may change the kernel, or the linear output before the
-    activation. `replaces` names the shared variables that the patched layer no longer uses; `order` says which of the
-    patches of a layer comes first, whatever the order of the spec.
+    activation. `replaces` names the shared variables that the patched layer no longer uses.
     """
 
     kind: str = ""
-    order: int = 0
     replaces: frozenset[str] = frozenset()
 
     def bind(self, layer: keras.layers.Layer) -> None:

@@ -1,13 +1,17 @@
 """A task model and the list of its parameters."""
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from k4p1 import artifact
+from k4p1 import errors
+from k4p1.backbones.endpoints import FEATURES
+from k4p1.files import tensor_file
 from k4p1.patches.bit_packing import BitPacking
 from k4p1.patches.patched_layer import RANDOM
 from k4p1.patches.spec import PatchSpec
@@ -15,6 +19,7 @@ from k4p1.patches.spec import PatchSpec
 SHARED = "shared"
 PRIVATE = "private"
 FACTORS = "factors"
+LOGITS = "logits"
 _FLOAT_BITS = 32
 
 
@@ -29,6 +34,7 @@ class Parameter:
       kind: the patch kind of a private parameter; `head`, `factors` or `backbone` for a shared one.
       role: `trained`, `fixed`, `statistics` or `random` (a seed, no parameter).
       storage: how a patch file holds it; None: as it is.
+      auxiliary: whether it only helps in training (a teacher, the head of an old task), and is no part of the task.
     """
 
     key: str
@@ -37,6 +43,11 @@ class Parameter:
     kind: str
     role: str
     storage: BitPacking | None = None
+    auxiliary: bool = False
+
+    def owner_in(self, task: str) -> str:
+        """Who owns it in the model of `task`: `shared`, or the task."""
+        return SHARED if self.owner == SHARED else task
 
     @property
     def size(self) -> int:
@@ -64,26 +75,48 @@ class PatchedModel:
     """A task model with its parameters.
 
     Attributes:
-      model: plain `keras.Model` from images (batch, height, width, 3) of 0 to 255 to logits (batch, classes).
+      model: plain `keras.Model` from images (batch, height, width, 3) of 0 to 255 to what the head puts out: logits (batch,
+        classes), for a task that classifies.
       parameters: every variable of the model, once.
       spec: the patch spec.
       head: the last layer, to be shared by a further task or to be trained alone on cached features.
       statistics_momentum: of each statistics parameter, by key; what recalibration needs.
       recalibrated: keys of the private statistics that recalibration replaces.
       image_size: (height, width) in pixels.
+      endpoints: the backbone's outputs in this model by name, before the head.
+      head_endpoints: those that the head reads.
+      extra_outputs: further outputs of the model's graph, by name, that only training needs.
+      observers: other models that look at the same images in training and learn nothing, by the name of their output.
     """
 
     model: keras.Model
     parameters: tuple[Parameter, ...]
     spec: PatchSpec
-    head: keras.layers.Dense
+    head: keras.layers.Layer
     statistics_momentum: Mapping[str, float]
     recalibrated: frozenset[str]
     image_size: tuple[int, int]
+    endpoints: Mapping[str, keras.KerasTensor] = dataclasses.field(default_factory=dict)
+    head_endpoints: tuple[str, ...] = (FEATURES,)
+    extra_outputs: Mapping[str, keras.KerasTensor] = dataclasses.field(default_factory=dict)
+    observers: Mapping[str, keras.Model] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        counts = collections.Counter(p.stored_key for p in self.owned())
+        for key, count in counts.items():
+            if count > 1:
+                raise errors.PatchError(f"two private parameters have the key '{key}': a file could not tell them apart")
+
+    @functools.cached_property
+    def training_model(self) -> keras.Model:
+        """From images to a dictionary of all outputs by name: those of the head (`logits` for a tensor), and extra ones."""
+        outputs = self.model.output
+        outputs = dict(outputs) if isinstance(outputs, dict) else {LOGITS: outputs}
+        return keras.Model(self.model.input, {**outputs, **self.extra_outputs}, name=self.model.name)
 
     def owned(self) -> list[Parameter]:
-        """The private parameters, seeds left out."""
-        return [p for p in self.parameters if p.owner == PRIVATE and p.role != RANDOM]
+        """The private parameters, seeds and auxiliary ones left out."""
+        return [p for p in self.parameters if p.owner == PRIVATE and p.role != RANDOM and not p.auxiliary]
 
     def private(self) -> dict[str, keras.Variable]:
         """The private variables by key, seeds left out."""
@@ -94,8 +127,8 @@ class PatchedModel:
         return {p.key: p.variable for p in self.parameters if p.kind == FACTORS}
 
     def count(self, owner: str, *roles: str) -> int:
-        """The number of parameter values of an owner in the given roles."""
-        return sum(p.size for p in self.parameters if p.owner == owner and p.role in roles)
+        """The number of parameter values of an owner in the given roles, auxiliary ones left out."""
+        return sum(p.size for p in self.parameters if p.owner == owner and p.role in roles and not p.auxiliary)
 
     def stored(self) -> dict[str, np.ndarray]:
         """What a patch file holds: the private values by stored key; of a mask its bits, not its scores."""
@@ -108,7 +141,7 @@ class PatchedModel:
         Raises:
           ArtifactError: names or shapes that do not fit `what`; nothing is written then.
         """
-        artifact.check_fit(what, {p.stored_key: p.stored_shape for p in self.owned()}, tensors)
+        tensor_file.check_fit(what, {p.stored_key: p.stored_shape for p in self.owned()}, tensors)
         values = {p.key: (p, tensors[p.stored_key]) for p in self.owned()}
         decoded = {key: p.storage.decode(value) if p.storage else value for key, (p, value) in values.items()}
         for key, variable in self.private().items():

@@ -9,7 +9,7 @@ For example `"scale_bias(statistics=frozen)+depthwise(stage=late)+head"`. What t
 
 import dataclasses
 
-from k4p1 import errors, terms
+from k4p1 import errors, spec_grammar
 from k4p1.patches import kind as patch_kind
 
 NONE = "none"
@@ -22,8 +22,8 @@ class PatchSpec:
     kinds: tuple[patch_kind.PatchKind, ...] = ()
 
     @classmethod
-    def parse(cls, text: "str | PatchSpec") -> "PatchSpec":
-        """Reads a spec.
+    def parse(cls, text: "str | PatchSpec", *, stored: bool = False) -> "PatchSpec":
+        """Reads a spec; one that is `stored` in a file may use former names of options.
 
         Raises:
           PatchError: bad syntax, unknown kind or option, a kind given twice, or kinds that exclude each other.
@@ -35,20 +35,30 @@ class PatchSpec:
         if text.strip() == NONE:
             return cls()
         try:
-            parsed = list(terms.parse(text))
+            parsed = list(spec_grammar.parse(text))
         except ValueError as e:
             raise errors.PatchError(f"patch spec: {e}") from e
-        return cls(tuple(patch_kind.make(name, options) for name, options in parsed))
+        return cls(tuple(patch_kind.make(name, options, stored=stored) for name, options in parsed))
 
     def __post_init__(self):
         names = [k.name for k in self.kinds]
         for name in names:
             if names.count(name) > 1:
                 raise errors.PatchError(f"patch kind '{name}' is given twice in '{self}'; join its options in one term")
-        full = self.get("full")
-        if full is not None and (full.layers, full.stage) == ("*", "all") and set(names) - {"full", "head"}:
-            other = next(n for n in names if n not in ("full", "head"))
-            raise errors.PatchError(f"'full' already makes every parameter private; take '{other}' out of '{self}'")
+        for kind in self.kinds:
+            if (why := kind.conflict(self.kinds)) is not None:
+                raise errors.PatchError(why)
+
+    @property
+    def head_mode(self) -> str:
+        """`trained` (private), `random` (private and fixed) or `shared`, what a spec that does not name the head does."""
+        modes = {kind.name: kind.head_mode for kind in sorted(self.kinds, key=lambda k: k.order) if kind.head_mode}
+        return list(modes.values())[-1] if modes else "shared"
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the head is left to the tasks with the same labels."""
+        return self.head_mode == "shared"
 
     def get(self, name: str) -> patch_kind.PatchKind | None:
         """The kind `name` of this spec, or None."""

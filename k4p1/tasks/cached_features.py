@@ -7,7 +7,8 @@ import tensorflow as tf
 from k4p1.data.pipeline import Pipeline
 from k4p1.engine.data_errors import data_errors
 from k4p1.patches.patched_layer import RANDOM
-from k4p1.patches.patched_model import PatchedModel
+from k4p1.patches.patched_model import PRIVATE, Parameter, PatchedModel
+from k4p1.patches.task_head import FEATURES
 
 
 class CachedFeatures:
@@ -25,16 +26,19 @@ class CachedFeatures:
     def __init__(self, pipeline: Pipeline, patched: PatchedModel, dropout: float = 0.0, seed: int = 0):
         self._pipeline, self._seed, self.batch_size = pipeline, seed, pipeline.batch_size
         self._name = patched.model.name
-        network = next(layer for layer in patched.model.layers if isinstance(layer, keras.Model))
-        self._network = keras.Model(patched.model.input, network(patched.model.get_layer("input_scaling").output))
+        self._network = keras.Model(patched.model.input, patched.endpoints[FEATURES])
         self._splits: dict[str, dict[str, np.ndarray]] = {}
         features = keras.Input(self._network.output.shape[1:], name="features")
         hidden = keras.layers.Dropout(dropout, name="head_dropout")(features) if dropout else features
-        logits = keras.layers.Activation("linear", dtype="float32", name="logits")(patched.head(hidden))
-        model = keras.Model(features, logits, name=f"{patched.model.name}_head")
+        outputs = keras.tree.map_structure(_in_float32, patched.head(hidden))
+        model = keras.Model(features, outputs, name=f"{patched.model.name}_head")
         used = {id(v) for v in model.variables}
-        parameters = tuple(p for p in patched.parameters if id(p.variable) in used and p.role != RANDOM)
-        self.patched = PatchedModel(model, parameters, patched.spec, patched.head, {}, frozenset(), patched.image_size)
+        parameters = [p for p in patched.parameters if id(p.variable) in used and p.role != RANDOM]
+        seeds = [v for v in model.variables if not keras.backend.is_float_dtype(v.dtype)]
+        parameters += [Parameter(v.path, v, PRIVATE, "random", RANDOM) for v in seeds]
+        self.patched = PatchedModel(
+            model, tuple(parameters), patched.spec, patched.head, {}, frozenset(), patched.image_size
+        )
 
     def examples(self, split: str) -> int:
         """The number of examples of a split."""
@@ -43,7 +47,7 @@ class CachedFeatures:
     def training(self, start_step: int = 0, worker: int = 0, *, split: str = "train") -> tf.data.Dataset:
         """Endless full batches from step `start_step` on; of one process, whose `worker` is 0."""
         arrays = {name: tf.constant(array) for name, array in self._features(split).items()}
-        count = len(arrays["label"])
+        count = len(arrays["weight"])
 
         def indices(epoch):
             order = tf.random.experimental.stateless_shuffle(
@@ -63,11 +67,15 @@ class CachedFeatures:
     def _features(self, split: str) -> dict[str, np.ndarray]:
         if split not in self._splits:
             forward = tf.function(lambda images: self._network(images, training=False), reduce_retracing=True)
-            columns: dict[str, list[np.ndarray]] = {"inputs": [], "label": [], "weight": []}
+            columns: dict[str, list[np.ndarray]] = {}
             with data_errors(self._name):
                 for batch in self._pipeline.sequential(split):
-                    columns["inputs"].append(tf.cast(forward(batch["inputs"]), tf.float32).numpy())
-                    columns["label"].append(batch["label"].numpy())
-                    columns["weight"].append(batch["weight"].numpy())
+                    features = tf.cast(forward(batch["inputs"]), tf.float32)
+                    for name, column in {**batch, "inputs": features}.items():
+                        columns.setdefault(name, []).append(column.numpy())
             self._splits[split] = {name: np.concatenate(parts) for name, parts in columns.items()}
         return self._splits[split]
+
+
+def _in_float32(output: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.Activation("linear", dtype="float32")(output)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import keras
@@ -12,19 +12,21 @@ from k4p1.backbones.backbone import Backbone
 from k4p1.data.open_source import open_source
 from k4p1.data.pipeline import Pipeline
 from k4p1.data.splits import Splits
-from k4p1.patches.apply import apply_patches, head_is_shared
-from k4p1.patches.patched_layer import TRAINED
+from k4p1.engine.metrics import Metric
+from k4p1.patches.apply import apply_patches
+from k4p1.patches.patched_layer import STATISTICS, TRAINED
 from k4p1.patches.patched_model import PatchedModel
-from k4p1.tasks.losses import MeanLoss, Metrics
+from k4p1.patches.task_head import FEATURES
+from k4p1.tasks import distillation, objectives
+from k4p1.tasks.distillation import Lesson, Teacher
+from k4p1.tasks.loss import TaskLoss
 from k4p1.tasks.task import Task
-from k4p1.tasks.teacher import Teacher
 
 
-class Start(Protocol):
-    """The values that a task starts from: adapter factors and head, where it shares them, and the rest."""
+class WarmStart(Protocol):
+    """The values that a task starts from: adapter factors, where it shares them, and the rest."""
 
     factors: Mapping[str, keras.Variable]
-    head: keras.layers.Dense | None
 
     def write(self, patched: PatchedModel) -> None:
         """Writes the rest into the task model."""
@@ -40,8 +42,10 @@ class PreparedTask:
       pipeline: of its images.
       splits: sizes of its splits.
       patched: its model and parameters.
-      loss, metrics: of (batch, logits).
+      loss: its terms.
+      metrics: by name, those of evaluation: the task's, `loss`, and what its teachers add.
       steps: step target.
+      lessons: what distillation terms compare, by the position of the term in the loss.
     """
 
     task: Task
@@ -49,9 +53,10 @@ class PreparedTask:
     pipeline: Pipeline
     splits: Splits
     patched: PatchedModel
-    loss: Callable
-    metrics: Callable
+    loss: TaskLoss
+    metrics: Mapping[str, Metric]
     steps: int
+    lessons: Mapping[int, Lesson] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -60,9 +65,9 @@ class PreparedTask:
 
     def only_head_trains(self) -> bool:
         """Whether features never change: only the head is trained, with fixed preprocessing."""
-        if self.task.teacher:  # it looks at images
+        if self.patched.observers or self.patched.head_endpoints != (FEATURES,):  # they look at images, or at maps
             return False
-        moving = [p for p in self.patched.parameters if p.role in (TRAINED, "statistics")]
+        moving = [p for p in self.patched.parameters if p.role in (TRAINED, STATISTICS)]
         return bool(moving) and all(p.kind == "head" for p in moving) and not self.pipeline.augmented
 
 
@@ -73,7 +78,7 @@ def prepare_tasks(
     shared_trained: bool,
     steps: int | None = None,
     seed: int = 0,
-    starts: Mapping[str, Start] | None = None,
+    starts: Mapping[str, WarmStart] | None = None,
     teachers: Mapping[str, Teacher] | None = None,
 ) -> list[PreparedTask]:
     """Prepares the tasks of a run.
@@ -82,10 +87,10 @@ def prepare_tasks(
       backbone: shared by all.
       tasks: with distinct names.
       shared_trained: whether shared weights are learned.
-      steps: step target of a task of weight 1 that names none.
+      steps: step target of a task of turn_weight 1 that names none.
       seed: of heads, validation splits and data order.
       starts: values that tasks start from, by task.
-      teachers: of tasks that learn by distillation.
+      teachers: of distillation terms, by the path of their patch file.
 
     Raises:
       ConfigError: no task, a name used twice, or an image too small.
@@ -98,24 +103,35 @@ def prepare_tasks(
     for name in names:
         if names.count(name) > 1:
             raise errors.ConfigError(f"task name '{name}' is used twice; every task needs its own")
-    if steps is not None and steps <= 0:
-        raise errors.ConfigError(f"steps={steps}: wanted a positive number")
-    shared_heads: dict[tuple[str, ...], keras.layers.Dense] = {}
+    shared_heads: dict[tuple, keras.layers.Layer] = {}
+    fingerprint = backbone.fingerprint() if teachers else ""
     prepared = []
     for task in tasks:
         task_seed = zlib.crc32(f"{seed}/{task.name}".encode()) & 0x7FFFFFFF
         source = open_source(task.data, task.data_dir)
-        splits = Splits(source, seed=seed, validation=task.validation)
+        objective = objectives.find(task.objective)
+        splits = Splits(source, seed=seed, validation_fraction=task.validation_fraction)
+        pipeline = Pipeline(
+            source,
+            splits,
+            (task.image_size, task.image_size),
+            task.batch_size,
+            objective.targets(source.labels),
+            augment=task.augment,
+            seed=task_seed,
+            cache=task.cache,
+        )
+        if not source.labels:
+            raise errors.DataError(f"{source.name} names no classes, and task '{task.name}' needs their names")
         start = (starts or {}).get(task.name)
-        teacher = (teachers or {}).get(task.name)
-        labels = teacher.labels if teacher else source.labels
+        key = (objective.name, source.labels)
         patched = apply_patches(
             backbone,
             task.patch,
-            classes=len(labels),
+            head=objective.head(source.labels),
             image_size=task.image_size,
             shared_trained=shared_trained,
-            shared_head=shared_heads.get(labels) or (start.head if start else None),
+            shared_head=shared_heads.get(key),
             factors=start.factors if start else None,
             dropout=task.dropout,
             seed=task_seed,
@@ -123,23 +139,38 @@ def prepare_tasks(
         )
         if start:
             start.write(patched)
-        if head_is_shared(patched.spec):
-            shared_heads.setdefault(labels, patched.head)
-        pipeline = Pipeline(
-            source,
-            splits,
-            patched.image_size,
-            task.batch_size,
-            len(source.labels),
-            augment=task.augment,
-            seed=task_seed,
-            cache=task.cache,
-        )
-        loss: Callable = MeanLoss(task.loss, task.label_smoothing)
-        metrics: Callable = Metrics(task.metrics, task.loss)
-        if teacher:
-            teacher.check(task.name, patched.image_size)
-            loss, metrics = teacher.of(loss), teacher.of(metrics)
+        if patched.spec.shares_head:
+            shared_heads.setdefault(key, patched.head)
+        lessons = {}
+        for number, term in enumerate(task.terms):
+            if term.name == distillation.NAME:
+                teacher = (teachers or {})[term.options["teacher"]]
+                how = {"head": term.options["head"], "temperature": term.options["temperature"]}
+                patched, lessons[number] = distillation.attach(
+                    patched, task.name, source.labels, teacher, number=number, fingerprint=fingerprint, **how
+                )
+        loss = TaskLoss(task.terms, objective, lessons)
+        metrics = {**objective.measured(task.metrics), **loss.metrics()}
         target = task.step_target(steps, splits.size("train"))
-        prepared.append(PreparedTask(task, labels, pipeline, splits, patched, loss, metrics, target))
+        prepared.append(PreparedTask(task, source.labels, pipeline, splits, patched, loss, metrics, target, lessons))
+    _check_old_heads(prepared)
     return prepared
+
+
+def _check_old_heads(prepared: Sequence[PreparedTask]) -> None:
+    """The tasks whose heads are kept leave files beside those of the run, so that each needs a name of its own."""
+    names = {task.name for task in prepared}
+    kept: set[str] = set()
+    for task in prepared:
+        for lesson in task.lessons.values():
+            name = lesson.teacher.task
+            if lesson.old_head is None:
+                continue
+            if name in names:
+                raise errors.ConfigError(
+                    f"two heads have the name '{name}': one of a task of this run, and one that is kept for a teacher; "
+                    "rename the task of this run"
+                )
+            if name in kept:
+                raise errors.ConfigError(f"two heads have the name '{name}': only one term can keep the head of '{name}'")
+            kept.add(name)

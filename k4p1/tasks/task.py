@@ -1,24 +1,33 @@
 """A task: name, data, preprocessing, loss, metrics, patch and schedule."""
 
 import dataclasses
-import re
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from k4p1 import errors
+from k4p1 import checks, errors
 from k4p1.data.source import Source
 from k4p1.engine import schedules
 from k4p1.patches import PatchSpec
+from k4p1.tasks import distillation, objectives
+from k4p1.tasks.loss import TermSpec
+from k4p1.tasks.loss import parse as parse_loss
+from k4p1.tasks.objectives import Objective
 
-_POSITIVE = (
-    "image_size",
-    "batch_size",
-    "steps",
-    "epochs",
-    "weight",
-    "learning_rate",
-    "workers",
-    "worker_share",
-    "temperature",
-)
+_NUMBERS = {
+    "image_size": checks.POSITIVE_WHOLE,
+    "batch_size": checks.POSITIVE_WHOLE,
+    "steps": checks.POSITIVE_WHOLE,
+    "epochs": checks.POSITIVE,
+    "turn_weight": checks.POSITIVE,
+    "learning_rate": checks.POSITIVE,
+    "workers": checks.POSITIVE_WHOLE,
+    "worker_share": checks.POSITIVE,
+    "temperature": checks.POSITIVE,
+    "label_smoothing": checks.SHARE,
+    "dropout": checks.SHARE,
+    "validation_fraction": checks.SHARE,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,29 +35,30 @@ class Task:
     """What one task of a run is; nothing is opened or built yet.
 
     Attributes:
-      name: letters, digits, `_`, `-` and `.`; names its files.
+      name: ASCII letters, digits, `_`, `-` and `.`; names its files.
       data: `embedded/digits`, a prepared TFDS directory, an image folder, a TFDS name, or a `k4p1.data.Source`.
       data_dir: where TFDS keeps its data sets.
       patch: the patch spec.
       image_size: side in pixels; tasks of a run may differ.
-      batch_size: images a step.
-      steps: step target; None for that of the run, times `weight`.
+      batch_size: images per step.
+      steps: step target; None for that of the run, times `turn_weight`.
       epochs: step target as passes over the training split, instead of `steps`.
-      weight: share of the turns in a run, relative to other tasks.
+      turn_weight: share of the turns in a run, relative to other tasks.
       augment: spec of augmentations, such as `"shift(pixels=8)+flip"`; see `k4p1.data.augment`.
-      loss: `softmax_cross_entropy` or `sigmoid_cross_entropy`; `distillation` with a teacher.
-      teacher: path of the patch file of a finished task, in its model_dir. The task then learns what that one says of its
-        images, not their labels, and has that one's classes: learning without forgetting.
-      temperature: of the distillation.
-      label_smoothing: s of the loss.
-      metrics: `accuracy`, `top5_accuracy`; the first one selects.
+      objective: what the task is about: `classification`, or the name of an `Objective` that you registered, or one.
+      loss: a sum of weighted terms, as text or as {term: weight}, see `k4p1.tasks.loss`; None: the objective's default. For
+        classification: `softmax_cross_entropy`, `sigmoid_cross_entropy`; for all with logits: `distillation`.
+      teacher: path of the patch file of a finished task, in its model_dir, for `distillation` terms that name none.
+      temperature: of distillation terms that name none.
+      label_smoothing: s of terms that have it and do not name it.
+      metrics: names of the objective's metrics, of which the first one selects; None: the objective's default.
       dropout: rate before the head.
       learning_rate, schedule: of this task, where they differ from the run's.
-      validation: share of train to hold out where the data has no validation split; 0 for none.
+      validation_fraction: share of train to hold out where the data has no validation split; 0 for none.
       workers: how many workers of a cluster serve the task; None: a share of those that no task names.
       worker_share: that share, relative to other tasks without `workers`.
-      start: path of a patch file whose values the task starts from; of the same kinds, on the same backbone. A trained alpha
-        may start an adapter of lower rank.
+      init_from: path of a patch file whose values the task starts from; of the same kinds, on the same backbone. A
+        trained alpha may start an adapter of lower rank.
       cache: keep decoded images in memory; None: when they take less than 1 GiB.
 
     Raises:
@@ -59,51 +69,84 @@ class Task:
     name: str
     data: str | Source
     data_dir: str | None = None
-    patch: str = "scale_bias+head"
+    patch: str | PatchSpec = "scale_bias+head"
     image_size: int = 96
     batch_size: int = 32
     steps: int | None = None
     epochs: float | None = None
-    weight: float = 1.0
+    turn_weight: float = 1.0
     augment: str = ""
-    loss: str = "softmax_cross_entropy"
+    objective: str | Objective = "classification"
+    loss: str | Mapping[str, float] | None = None
     teacher: str = ""
     temperature: float = 2.0
     label_smoothing: float = 0.0
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] | None = None
     dropout: float = 0.0
     learning_rate: float | None = None
-    schedule: schedules.Schedule | None = None
-    validation: float = 0.1
-    start: str = ""
+    schedule: schedules.Schedule | str | None = None
+    validation_fraction: float = 0.1
+    init_from: str = ""
     cache: bool | None = None
     workers: int | None = None
     worker_share: float = 1.0
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise errors.ConfigError(f"task name {self.name!r}: wanted letters, digits, '_', '-' and '.'")
+        checks.check_task_name(self.name)
         if self.name == "shared":
             raise errors.ConfigError("task name 'shared' is taken by the shared parameters; choose another")
-        PatchSpec.parse(self.patch)
+        object.__setattr__(self, "patch", PatchSpec.parse(self.patch))
+        objective = objectives.find(self.objective)
+        if self.metrics is None:
+            object.__setattr__(self, "metrics", objective.default_metrics)
+        if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
+            raise errors.ConfigError(f"task '{self.name}': metrics={self.metrics!r}; expected names such as ('accuracy',)")
         object.__setattr__(self, "metrics", tuple(self.metrics))
         if not self.metrics:
             raise errors.ConfigError(f"task '{self.name}' has no metric; the first one selects the best checkpoint")
+        self._check(objective.measured, self.metrics)
         if self.steps is not None and self.epochs is not None:
             raise errors.ConfigError(f"task '{self.name}' has steps and epochs; give one of them")
-        for field in _POSITIVE:
+        for field, allowed in _NUMBERS.items():
             value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise errors.ConfigError(f"task '{self.name}': {field}={value}; wanted a positive number")
-        if bool(self.teacher) != (self.loss == "distillation"):
+            if value is not None:
+                checks.check_number(f"task '{self.name}': {field}", value, allowed)
+        if self.cache is not None:
+            checks.check_flag(f"task '{self.name}': cache", self.cache)
+        if self.schedule is not None:
+            object.__setattr__(self, "schedule", self._check(schedules.find, self.schedule))
+        self._check_distillation()
+
+    @functools.cached_property
+    def terms(self) -> tuple[TermSpec, ...]:
+        """The terms of the loss."""
+        objective = objectives.find(self.objective)
+        defaults = {"label_smoothing": self.label_smoothing, "teacher": self.teacher, "temperature": self.temperature}
+        return self._check(parse_loss, objective.default_loss if self.loss is None else self.loss, objective, defaults)
+
+    def _check(self, function: Callable, *arguments: Any) -> Any:
+        """Calls a function; its errors name the task."""
+        try:
+            return function(*arguments)
+        except errors.ConfigError as e:
+            raise errors.ConfigError(f"task '{self.name}': {e}") from e
+
+    def _check_distillation(self) -> None:
+        terms = [term for term in self.terms if term.name == distillation.NAME]
+        if self.teacher and not terms:
             raise errors.ConfigError(
-                f"task '{self.name}' has loss '{self.loss}' and teacher '{self.teacher}'; a teacher goes with "
-                "loss = 'distillation', and only with it"
+                f"task '{self.name}' has a teacher, and its loss no term 'distillation'; add it, such as loss = "
+                "'softmax_cross_entropy + 0.5*distillation'"
             )
-        if self.teacher and self.label_smoothing:
-            raise errors.ConfigError(f"task '{self.name}': label_smoothing does nothing with a teacher, who gives no labels")
-        if not 0 <= self.dropout < 1:
-            raise errors.ConfigError(f"task '{self.name}': dropout={self.dropout}; wanted a rate in [0, 1)")
+        for term in terms:
+            if not term.options["teacher"]:
+                raise errors.ConfigError(
+                    f"task '{self.name}': 'distillation' has no teacher; give distillation(teacher='PATCH FILE'), or teacher"
+                )
+            if term.options["head"] not in distillation.HEADS:
+                unknown = errors.unknown("head of distillation", term.options["head"], distillation.HEADS)
+                raise errors.ConfigError(f"task '{self.name}': {unknown}")
+            checks.check_number(f"task '{self.name}': temperature", term.options["temperature"], checks.POSITIVE)
 
     def step_target(self, run_steps: int | None, examples: int) -> int:
         """The number of steps that the task trains.
@@ -113,9 +156,9 @@ class Task:
           examples: of its training split.
         """
         if self.steps is not None:
-            return int(self.steps)
+            return self.steps
         if self.epochs is not None:
             return max(1, round(self.epochs * examples / self.batch_size))
         if run_steps is None:
             raise errors.ConfigError(f"task '{self.name}' has neither steps nor epochs, and the run has no steps")
-        return max(1, round(run_steps * self.weight))
+        return max(1, round(run_steps * self.turn_weight))

@@ -6,10 +6,10 @@ import pytest
 from keras import layers
 
 from k4p1 import backbones, errors
-from k4p1.backbones import build, scaling
-from k4p1.export.fold import fold
-from k4p1.export.patch_file import load_patch, save_patch
+from k4p1.backbones import build, input_scaling
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.fold import fold
+from k4p1.patches.patch_file import load_patch, save_patch
 from k4p1.patches.patched_model import PRIVATE
 
 
@@ -33,7 +33,7 @@ def narrow():
         (lambda: backbones.mobilenet_v2(width=0), ["MobileNetV2(width=0): the width must be positive"]),
         (lambda: backbones.mobilenet_v2(weights="imagenet", width=0.77), ["Keras cannot build MobileNetV2"]),
         (lambda: backbones.from_model(small(), scaling="symetric"), ["'symetric'", "did you mean 'symmetric'?"]),
-        (lambda: scaling.InputScaling("cafe"), ["unknown input scaling 'cafe'", "did you mean 'caffe'?"]),
+        (lambda: input_scaling.InputScaling("cafe"), ["unknown input scaling 'cafe'", "did you mean 'caffe'?"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(call, parts):
@@ -48,7 +48,7 @@ def test_every_network_of_keras_applications_has_a_scaling():
     known = build.applications()
     assert {"MobileNetV2", "InceptionV3", "DenseNet121", "ResNet50V2", "VGG16", "EfficientNetB0"} <= set(known)
     found = {name: next(value for prefix, value in build._FAMILIES if name.startswith(prefix)) for name in known}
-    assert set(found.values()) <= set(scaling.SCALINGS)
+    assert set(found.values()) <= set(input_scaling.SCALINGS)
     assert (found["ResNet50"], found["ResNet50V2"], found["MobileNetV3Small"]) == ("caffe", "symmetric", "none")
 
 
@@ -57,13 +57,13 @@ def test_scalings_are_those_of_keras(network):
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype("float32")
     ours = {"mobilenet_v2": "symmetric", "inception_v3": "symmetric", "densenet": "imagenet"}.get(network, "caffe")
     expected = getattr(keras.applications, network).preprocess_input(images.copy())
-    np.testing.assert_allclose(scaling.InputScaling(ours)(images), expected, atol=1e-4)
+    np.testing.assert_allclose(input_scaling.InputScaling(ours)(images), expected, atol=1e-4)
 
 
 def test_scaling_of_integers_and_of_networks_that_scale_by_themselves():
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype("uint8")
-    np.testing.assert_array_equal(scaling.InputScaling("none")(images), images.astype("float32"))
-    np.testing.assert_allclose(scaling.InputScaling("unit")(images), images / 255.0, atol=1e-6)
+    np.testing.assert_array_equal(input_scaling.InputScaling("none")(images), images.astype("float32"))
+    np.testing.assert_allclose(input_scaling.InputScaling("unit")(images), images / 255.0, atol=1e-6)
 
 
 # Weight files
@@ -99,6 +99,7 @@ def test_pretrained_weights(weights_file):
 # Builds in one process
 
 
+@pytest.mark.slow
 def test_a_patch_of_the_first_inception_v3_loads_into_the_second(inception, tmp_path):
     assert [layer.name for layer in inception.model.layers][1:3] == ["conv2d_0", "batch_normalization_0"]
     patched = apply_patches(inception, "scale_bias+head", classes=3, image_size=75, seed=1)
@@ -120,8 +121,8 @@ def test_a_patch_of_the_first_inception_v3_loads_into_the_second(inception, tmp_
 
 def test_structures_differ_between_widths_and_scalings(mobilenet, narrow):
     assert mobilenet.structure_hash() != narrow.structure_hash()
-    hashes = {backbones.from_model(small(), scaling=name).structure_hash() for name in scaling.SCALINGS}
-    assert len(hashes) == len(scaling.SCALINGS)
+    hashes = {backbones.from_model(small(), scaling=name).structure_hash() for name in input_scaling.SCALINGS}
+    assert len(hashes) == len(input_scaling.SCALINGS)
 
 
 def test_fingerprint_follows_every_value(small_backbone):
@@ -178,7 +179,7 @@ def test_what_is_no_backbone():
         backbones.from_model(Subclassed(), name="mine")
     with pytest.raises(errors.ConfigError, match=r"must be a functional keras.Model with one image input"):
         backbones.from_model(keras.Model(two, layers.Flatten()(layers.add(two))))
-    with pytest.raises(errors.ConfigError, match="must put out features"):
+    with pytest.raises(errors.ConfigError, match="must output features"):
         image = keras.Input((8, 8, 3))
         backbones.from_model(keras.Model(image, layers.Reshape((8, 24))(image)))
 
@@ -274,7 +275,10 @@ def test_a_layer_that_is_unknown_here_is_told_by_the_file(tmp_path):
     [
         (lambda t: t.pop("stem/kernel"), "1 missing \\(first: stem/kernel\\)"),
         (lambda t: t.update({"tail/kernel": np.zeros(3)}), "1 unknown \\(first: tail/kernel\\)"),
-        (lambda t: t.update({"mix/kernel": np.zeros((1, 1, 6, 9))}), "'mix/kernel' does not fit .*\\(1, 1, 6, 9\\), wanted"),
+        (
+            lambda t: t.update({"mix/kernel": np.zeros((1, 1, 6, 9))}),
+            "'mix/kernel' does not fit .*\\(1, 1, 6, 9\\), expected",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(small_backbone, change, message):
@@ -286,6 +290,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(small_backbo
     assert small_backbone.fingerprint() == before
 
 
+@pytest.mark.slow
 def test_inception_of_another_width():
     """Half the filters of every convolution; found again from its file description."""
     half = build.inception_v3(width=0.5)
@@ -295,3 +300,8 @@ def test_inception_of_another_width():
     assert build.from_config(half.name, half.config, half.scaling).structure_hash() == half.structure_hash()
     with pytest.raises(errors.ConfigError, match="width 1 only"):
         build.inception_v3(weights="imagenet", width=0.5)
+
+
+def test_a_network_without_its_own_scaling_is_refused():
+    with pytest.raises(errors.ConfigError, match=r"MobileNetV3Small\(include_preprocessing=False\).*leave it out"):
+        backbones.application("MobileNetV3Small", include_preprocessing=False)

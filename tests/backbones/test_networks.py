@@ -96,8 +96,8 @@ def test_batch_normalisation_inserted_into_vgg16_starts_as_the_identity(tmp_path
     plain.save_weights(tmp_path / "vgg.weights.h5")
     backbone = backbones.vgg16_bn(str(tmp_path / "vgg.weights.h5"))
     images = np.random.default_rng(0).normal(0.0, 50.0, (2, 32, 32, 3)).astype("float32")
-    wanted = np.array(plain(images))
-    np.testing.assert_allclose(backbone.model(images), wanted, atol=1e-4 * np.abs(wanted).max())
+    expected = np.array(plain(images))
+    np.testing.assert_allclose(backbone.model(images), expected, atol=1e-4 * np.abs(expected).max())
     assert sum(isinstance(layer, keras.layers.BatchNormalization) for layer in backbone.model.layers) == 13
 
 

@@ -22,14 +22,14 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from k4p1 import errors  # noqa: E402
-from k4p1.cluster import announcement  # noqa: E402
+from k4p1.cluster.connection import Connection  # noqa: E402
 from k4p1.cluster.local import LocalCluster  # noqa: E402
 from k4p1.cluster.policy import WorkerPolicy  # noqa: E402
-from k4p1.cluster.session import Session  # noqa: E402
 from k4p1.cluster.store import ServerStore  # noqa: E402
 from k4p1.cluster.tensorflow_private import Step  # noqa: E402
 from k4p1.cluster.trainer import ClusterTrainer  # noqa: E402
-from k4p1.cluster.worker_groups import Wish  # noqa: E402
+from k4p1.cluster.worker_groups import WorkerRequest  # noqa: E402
+from k4p1.files import run_record  # noqa: E402
 
 STEPS = 300
 
@@ -37,13 +37,13 @@ STEPS = 300
 class Runs:
     """Gives out steps of one function to some workers until there were enough."""
 
-    def __init__(self, session):
-        self.queue, self.session = session.coordinator.queue, session
+    def __init__(self, connection):
+        self.queue, self.connection = connection.coordinator.queue, connection
         self._lock = threading.Lock()
 
     def __call__(self, function, batches, count, workers=(0, 1)):
         """Results in the order in which they came, as (worker, numbers)."""
-        iterator = iter(self.session.coordinator.create_per_worker_dataset(batches))
+        iterator = iter(self.connection.coordinator.create_per_worker_dataset(batches))
         self.function = (Step("t", tf.function(function), iterator, self.queue).traced, iterator)
         self.left, self.workers, self.results, self.error = count, workers, [], None
         self.count = count
@@ -81,12 +81,12 @@ def nothing():
     return tf.data.Dataset.from_tensors(0).repeat()
 
 
-def optimizers(session, cluster):
+def optimizers(connection, cluster):
     """50 updates of each optimizer on one worker, and by Keras here: the largest difference."""
-    from k4p1.engine import Optimization
     from k4p1.engine.groups import ParameterGroup
     from k4p1.engine.optimizers import SGD, Adam, AdamW, RMSProp
     from k4p1.engine.packing import Packing
+    from k4p1.engine.rules import Update
 
     pairs = {
         "sgd": (SGD(), keras.optimizers.SGD(0.05)),
@@ -102,10 +102,11 @@ def optimizers(session, cluster):
         values = np.random.default_rng(0).normal(size=37).astype("float32")
         variable = keras.Variable(values)
         decay = 0.004 if name == "adamw" else 0.0
-        group = ParameterGroup("g", "t", ("t",), "trained", "head", "head", decay, Packing(("v",), ((37,),)), (variable,))
-        store = ServerStore([group], Optimization(optimizer=ours), {"t": 50}, devices=session.devices)
+        update = {"t": Update(0.05, ours, decay, False)}
+        group = ParameterGroup("g", "t", ("t",), "trained", "head", Packing(("v",), ((37,),)), (variable,), update)
+        store = ServerStore([group], {"t": 50}, devices=connection.devices)
 
-        Runs(session)(_update_of(store, group), nothing, 50, workers=(0,))
+        Runs(connection)(_update_of(store, group), nothing, 50, workers=(0,))
         for ticket in range(50):
             theirs.apply([keras.ops.sin(3.0 * variable.value + float(ticket))], [variable])
         found[name] = float(np.abs(store.vectors()["g"] - variable.numpy()).max())
@@ -122,12 +123,11 @@ def _update_of(store, group):
     return step
 
 
-def tickets(session, cluster):
+def tickets(connection, cluster):
     """Tickets are unique and end at the target; Keras' own counting loses updates (a canary: design, trap 1)."""
-    from k4p1.engine import Optimization
 
-    store = ServerStore([], Optimization(), {"t": STEPS}, devices=session.devices)
-    with tf.device(session.devices[0]):
+    store = ServerStore([], {"t": STEPS}, devices=connection.devices)
+    with tf.device(connection.devices[0]):
         counter = keras.Variable(0, dtype="int64")
         ours = tf.Variable(0, dtype=tf.int64)
 
@@ -138,7 +138,7 @@ def tickets(session, cluster):
         ours.assign_add(1)
         return tf.cast(ticket, tf.float64)
 
-    results = Runs(session)(step, nothing, STEPS + 20)
+    results = Runs(connection)(step, nothing, STEPS + 20)
     taken = sorted(int(numbers[0]) for _, numbers in results if numbers is not None)
     return {
         "unique": taken == list(range(STEPS)),
@@ -149,23 +149,26 @@ def tickets(session, cluster):
     }
 
 
-def small_tasks(names, shared_trained=True, spec="scale_bias+head", optimization=None):
+def small_tasks(names, shared_trained=True, spec="scale_bias+head", optimizer=None):
     from k4p1 import backbones
-    from k4p1.engine import Optimization, plan_groups
+    from k4p1.engine import OptimizerConfig, plan_groups
     from k4p1.patches.apply import apply_patches
     from tests.conftest import small_model
 
     backbone = backbones.from_model(small_model(), name="small", scaling="symmetric")
     how = {"classes": 3, "image_size": 16, "shared_trained": shared_trained}
     models = {name: apply_patches(backbone, spec, name=name, seed=i, **how) for i, name in enumerate(names)}
-    optimization = optimization or Optimization(learning_rate=1e-2)
-    return models, plan_groups(models, optimization), optimization
+    optimizer = optimizer or OptimizerConfig(learning_rate=1e-2)
+    return models, plan_groups(models, optimizer.resolved()), optimizer
 
 
-def training_tasks(models, groups, optimization, steps):
+def training_tasks(models, groups, optimizer, steps):
     from k4p1.engine.bookkeeping import TrainingTask
     from k4p1.engine.pure import PureTask
-    from k4p1.tasks.losses import MeanLoss, Metrics
+    from k4p1.tasks.loss import TaskLoss
+    from k4p1.tasks.objectives import CLASSIFICATION
+
+    loss = TaskLoss.of("softmax_cross_entropy", CLASSIFICATION)
     from tests.engine.conftest import batches
 
     return [
@@ -174,43 +177,44 @@ def training_tasks(models, groups, optimization, steps):
             steps=steps,
             epochs=1.0,
             batches=lambda start, worker=0, seed=index: batches(start, seed),
-            loss=MeanLoss("softmax_cross_entropy"),
-            metrics=Metrics(("accuracy",), "softmax_cross_entropy"),
+            loss=loss,
+            loss_terms=loss.names,
+            metrics={**CLASSIFICATION.measured(("accuracy",)), **loss.metrics()},
             selecting="accuracy",
             validation=None,
             calibration=lambda: batches(0, 7),
-            optimization=optimization,
+            schedule=optimizer.schedule,
         )
         for index, (name, model) in enumerate(models.items())
     ]
 
 
-def trainer_of(session, tasks, groups, optimization, wishes=None, policy=None, reporter=None, resident=True):
+def trainer_of(connection, tasks, groups, requests=None, policy=None, reporter=None, resident=True):
     from k4p1.engine.reporting import Reporter
 
     targets = {task.name: task.steps for task in tasks}
-    store = ServerStore(groups, optimization, targets, devices=session.devices, resident=resident)
-    wishes = wishes or {task.name: Wish() for task in tasks}
+    store = ServerStore(groups, targets, devices=connection.devices, resident=resident)
+    requests = requests or {task.name: WorkerRequest() for task in tasks}
     reporter = reporter or Reporter(targets, quiet=True)
     how = {"evaluate_every": 10**6, "checkpoint_every": 10**6}
-    return ClusterTrainer(session, tasks, store, wishes, policy or WorkerPolicy(), reporter, **how), store
+    return ClusterTrainer(connection, tasks, store, requests, policy or WorkerPolicy(), reporter, **how), store
 
 
-def one_worker(session, cluster):
+def one_worker(connection, cluster):
     """20 steps of SGD on one worker, and on this machine: the largest difference of a parameter."""
-    from k4p1.engine import Optimization, Store, Trainer
+    from k4p1.engine import OptimizerConfig, Store, Trainer
     from k4p1.engine.reporting import Reporter
 
     vectors = []
     for place in ("cluster", "machine"):
-        models, groups, optimization = small_tasks(
-            ["a"], optimization=Optimization(learning_rate=0.05, optimizer="sgd", schedule="cosine")
+        models, groups, optimizer = small_tasks(
+            ["a"], optimizer=OptimizerConfig(learning_rate=0.05, optimizer="sgd", schedule="cosine")
         )
-        tasks = training_tasks(models, groups, optimization, 20)
+        tasks = training_tasks(models, groups, optimizer, 20)
         if place == "cluster":
-            trainer, _ = trainer_of(session, tasks, groups, optimization, {"a": Wish(1)})
+            trainer, _ = trainer_of(connection, tasks, groups, {"a": WorkerRequest(1)})
         else:
-            store = Store(groups, optimization, {"a": 20})
+            store = Store(groups, {"a": 20})
             trainer = Trainer(tasks, store, Reporter({"a": 20}, quiet=True), evaluate_every=10**6, checkpoint_every=10**6)
         initial = {group.name: group.initial() for group in groups}
         vectors.append(trainer.run())
@@ -233,23 +237,23 @@ KINDS = [
 ]
 
 
-def kinds(session, cluster):
+def kinds(connection, cluster):
     """One step of every patch kind on one worker, backbone frozen, and on this machine: the largest difference."""
-    from k4p1.engine import Optimization, Store, Trainer
+    from k4p1.engine import OptimizerConfig, Store, Trainer
     from k4p1.engine.reporting import Reporter
 
     found = {}
     for spec in KINDS:
         vectors = []
         for place in ("cluster", "machine"):
-            rates = {"kind_learning_rates": {"mask": 0.05}, "kind_optimizers": {"mask": "sgd"}}
-            optimization = Optimization(learning_rate=0.05, optimizer="sgd", schedule="constant", **rates)
-            models, groups, optimization = small_tasks(["a"], False, spec, optimization)
-            tasks = training_tasks(models, groups, optimization, 1)
+            rules = {"mask": {"learning_rate": 0.05, "optimizer": "sgd"}}
+            optimizer = OptimizerConfig(learning_rate=0.05, optimizer="sgd", schedule="constant", rules=rules)
+            models, groups, optimizer = small_tasks(["a"], False, spec, optimizer)
+            tasks = training_tasks(models, groups, optimizer, 1)
             if place == "cluster":
-                trainer, _ = trainer_of(session, tasks, groups, optimization, {"a": Wish(1)})
+                trainer, _ = trainer_of(connection, tasks, groups, {"a": WorkerRequest(1)})
             else:
-                store = Store(groups, optimization, {"a": 1})
+                store = Store(groups, {"a": 1})
                 how = {"evaluate_every": 10**6, "checkpoint_every": 10**6}
                 trainer = Trainer(tasks, store, Reporter({"a": 1}, quiet=True), **how)
             initial = {group.name: group.initial() for group in groups}
@@ -261,7 +265,7 @@ def kinds(session, cluster):
     return found
 
 
-def groups_of_workers(session, cluster):
+def groups_of_workers(connection, cluster):
     """Two tasks on two workers, then three on two, then one on two: exact counters, right workers, staleness."""
     from k4p1.engine.reporting import Reporter
 
@@ -271,19 +275,19 @@ def groups_of_workers(session, cluster):
         ("shared", ["a", "b", "c"], WorkerPolicy(share_workers=True)),
         ("two_for_one", ["a"], WorkerPolicy()),
     ):
-        models, groups, optimization = small_tasks(names)
-        tasks = training_tasks(models, groups, optimization, 60)
+        models, groups, optimizer = small_tasks(names)
+        tasks = training_tasks(models, groups, optimizer, 60)
         with tempfile.TemporaryDirectory() as folder:
             reporter = Reporter(dict.fromkeys(names, 60), folder, quiet=True)
-            trainer, store = trainer_of(session, tasks, groups, optimization, policy=policy, reporter=reporter)
+            trainer, store = trainer_of(connection, tasks, groups, policy=policy, reporter=reporter)
             with reporter:
                 trainer.run()
             records = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
         snapshot = store.snapshot()
         found[label] = {
             "done": store.done(),
-            "workers": {task: sorted(counts) for task, counts in trainer.accounts.steps.items()},
-            "missing": trainer.accounts.missing,
+            "workers": {task: sorted(counts) for task, counts in trainer.step_counts.steps.items()},
+            "missing": trainer.step_counts.missing,
             "updates": {name: int(value) for name, value in snapshot.items() if name.startswith("updates/")},
             "staleness": max(r["staleness_max"] for r in records if r["kind"] == "train"),
             "kinds": sorted({r["kind"] for r in records}),
@@ -292,12 +296,12 @@ def groups_of_workers(session, cluster):
     return found
 
 
-def devices(session, cluster):
+def devices(connection, cluster):
     """Where the operations of a step are placed, and what it captures."""
     found = {}
     for label, shared_trained in (("trained", True), ("frozen", False)):
-        models, groups, optimization = small_tasks(["a"], shared_trained=shared_trained)
-        trainer, _ = trainer_of(session, training_tasks(models, groups, optimization, 5), groups, optimization)
+        models, groups, optimizer = small_tasks(["a"], shared_trained=shared_trained)
+        trainer, _ = trainer_of(connection, training_tasks(models, groups, optimizer, 5), groups)
         trainer._trace()
         graph = trainer._traced["a"][0].graph
         operations = list(graph.get_operations())
@@ -312,28 +316,27 @@ def devices(session, cluster):
     return found
 
 
-def frozen_weights(session, cluster):
+def frozen_weights(connection, cluster):
     """The frozen backbone does not move, is the same on both workers, and gives what reading at every step gives."""
     vectors = []
     for resident in (True, False):
-        models, groups, optimization = small_tasks(["a"], shared_trained=False)
+        models, groups, optimizer = small_tasks(["a"], shared_trained=False)
         before = {group.name: group.initial() for group in groups if group.role == "fixed"}
-        tasks = training_tasks(models, groups, optimization, 12)
-        trainer, store = trainer_of(session, tasks, groups, optimization, {"a": Wish(1)}, resident=resident)
+        tasks = training_tasks(models, groups, optimizer, 12)
+        trainer, store = trainer_of(connection, tasks, groups, {"a": WorkerRequest(1)}, resident=resident)
         vectors.append(trainer.run())
         unmoved = all(np.array_equal(store.vectors()[name], value) for name, value in before.items())
     difference = max(float(np.abs(vectors[0][name] - vectors[1][name]).max()) for name in vectors[0])
     return {"fixed_groups": len(before), "unmoved": unmoved, "difference": difference}
 
 
-def pipelines(session, cluster):
+def pipelines(connection, cluster):
     """Batches of the workers of a group, and those of a worker that was killed and started again."""
     from k4p1 import data
-    from k4p1.engine import Optimization
 
     source = data.embedded("digits")
     pipeline = data.Pipeline(source, data.Splits(source), (8, 8), 16, 10, augment="shift(pixels=1)", seed=3)
-    store = ServerStore([], Optimization(), {"t": 10**6}, devices=session.devices)
+    store = ServerStore([], {"t": 10**6}, devices=connection.devices)
 
     def batches():
         worker = tf.distribute.coordinator.experimental_get_current_worker_index()
@@ -357,7 +360,7 @@ def pipelines(session, cluster):
             super().interrupted(step)
             self.lost = len(self.results)
 
-    runs = Killing(session)
+    runs = Killing(connection)
     results = runs(step, batches, 3000)
     back = [worker for worker, _ in results[runs.lost :]].count(1)
     of = {worker: [numbers[0] for w, numbers in results if w == worker] for worker in (0, 1)}
@@ -375,20 +378,20 @@ def _first(pipeline):
     return (pixels * (np.arange(1, pixels.size + 1) % 9973)).sum()
 
 
-def bad_worker(session, cluster):
+def bad_worker(connection, cluster):
     """A worker that produces NaN is named, and so is one that cannot use its data."""
     from tests.engine.conftest import batches
 
     found = {}
     for label in ("nan", "data"):
-        models, groups, optimization = small_tasks(["a", "b"], spec="head")
-        tasks = training_tasks(models, groups, optimization, 40)
+        models, groups, optimizer = small_tasks(["a", "b"], spec="head")
+        tasks = training_tasks(models, groups, optimizer, 40)
 
         def spoilt(start, worker=0, label=label):
             return batches(start, 0, bad_from=5) if label == "nan" else batches(start, 0).map(_refused)
 
         tasks[1] = dataclasses.replace(tasks[1], batches=spoilt)
-        trainer, _ = trainer_of(session, tasks, groups, optimization)
+        trainer, _ = trainer_of(connection, tasks, groups)
         try:
             trainer.run()
             found[label] = "no error"
@@ -397,23 +400,23 @@ def bad_worker(session, cluster):
     return found
 
 
-def borrowing(session, cluster):
+def borrowing(connection, cluster):
     """Worker 1 is killed: its task borrows worker 0, or, where that is not allowed, the run stops."""
     found = {}
     for label, borrow in (("borrow", True), ("stop", False)):
-        models, groups, optimization = small_tasks(["a", "b"])
-        tasks = training_tasks(models, groups, optimization, 400)
-        policy = WorkerPolicy(borrow_workers=borrow, group_timeout_s=0.3)
-        trainer, store = trainer_of(session, tasks, groups, optimization, policy=policy)
+        models, groups, optimizer = small_tasks(["a", "b"])
+        tasks = training_tasks(models, groups, optimizer, 400)
+        policy = WorkerPolicy(borrow_workers=borrow, no_worker_timeout_s=0.3)
+        trainer, store = trainer_of(connection, tasks, groups, policy=policy)
         process = cluster.process("worker", 1)
         killer = threading.Thread(target=lambda t=trainer, p=process: _kill_after(t, p, 60))
         killer.start()
         try:
             trainer.run()
-            found[label] = {task: sorted(counts) for task, counts in trainer.accounts.steps.items()}
+            found[label] = {task: sorted(counts) for task, counts in trainer.step_counts.steps.items()}
             found["done"] = store.done()
-            found["missing"] = trainer.accounts.missing
-            found["interrupted"] = dict(trainer.accounts.interrupted)
+            found["missing"] = trainer.step_counts.missing
+            found["interrupted"] = dict(trainer.step_counts.interrupted)
         except errors.ClusterError as e:
             found[label] = str(e)
         killer.join()
@@ -423,7 +426,7 @@ def borrowing(session, cluster):
 
 
 def _kill_after(trainer, process, steps):
-    while sum(sum(counts.values()) for counts in trainer.accounts.steps.values()) < steps:
+    while sum(sum(counts.values()) for counts in trainer.step_counts.steps.values()) < steps:
         time.sleep(0.005)
     process.kill()
 
@@ -451,15 +454,15 @@ EXPERIMENTS = (
 def main():
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        announcement.announce(pathlib.Path(folder), "")
+        run_record.announce(pathlib.Path(folder), "")
         with LocalCluster(2, 2, pathlib.Path(folder)) as cluster:
-            session = Session(cluster.spec, 120.0)
+            connection = Connection(cluster.spec, 120.0)
             for experiment in EXPERIMENTS:
                 if len(sys.argv) > 1 and experiment.__name__ not in sys.argv[1:]:
                     continue
                 begin = time.monotonic()
                 try:
-                    found[experiment.__name__] = experiment(session, cluster)
+                    found[experiment.__name__] = experiment(connection, cluster)
                 except Exception:
                     found[experiment.__name__] = {"traceback": traceback.format_exc()}
                 print(f"{experiment.__name__}: {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)

@@ -10,10 +10,13 @@ import sys
 
 import pytest
 
-from k4p1 import cli, errors
-from k4p1.cluster import announcement
-from k4p1.cluster.session import check_port, wait_for
+from k4p1 import errors
+from k4p1.cli import main
+from k4p1.cluster.connection import check_port, wait_for
 from k4p1.cluster.spec import ClusterSpec, on_this_machine
+from k4p1.files import run_record
+
+pytestmark = pytest.mark.processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC = {"chief": ["127.0.0.1:1"], "ps": ["127.0.0.1:2"], "worker": ["127.0.0.1:3"]}
@@ -37,24 +40,23 @@ def role(job, index=0):
 @pytest.mark.parametrize(
     ("arguments", "tf_config", "message"),
     [
-        (["train", "--local_cluster", "ps:1"], "", "does not say how many worker; wanted ps:1,workers:2"),
-        (["train", "--local_cluster", "ps:0,workers:1"], "", "wanted counts of 1 or more"),
+        (["train", "--local_cluster", "ps:1"], "", "does not say how many worker; expected ps:1,workers:2"),
+        (["train", "--local_cluster", "ps:0,workers:1"], "", "expected counts of 1 or more"),
         (["train", "--local_cluster", "ps:1,workers:1", "--gin_file", "quikstart"], "", "did you mean 'quickstart'"),
         (["train", "--local_cluster", "ps:1,workers:1"], json.dumps(role("chief")), "TF_CONFIG is set"),
         (["train", "--local_cluster", "ps:1,workers:1", "--slurm", "ps:1"], "", "exclude each other"),
         (["train", "--slurm", "ps:1"], "", "start it with srun"),
         (["train", "--slurm", "workers:1"], "", "--slurm='workers:1'"),
-        (["work"], "", "TF_CONFIG is not set"),
-        (["work"], "{", "TF_CONFIG is no JSON"),
-        (["work"], json.dumps(role("ps")), r"makes this process parameter server 0 \('ps'\); this command wants worker"),
-        (["serve_parameters"], json.dumps(role("worker")), "this command wants ps"),
-        (["server"], json.dumps(role("chief")), "this command wants ps or worker"),
+        (["join"], "", "TF_CONFIG is not set"),
+        (["join"], "{", "TF_CONFIG is no JSON"),
+        (["join"], json.dumps(role("chief")), "makes this process the coordinator; start it with 'k4p1 train'"),
+        (["train"], json.dumps(role("worker")), "makes this process worker 0; start it with 'k4p1 join'"),
     ],
 )
 def test_usage(arguments, tf_config, message, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TF_CONFIG", tf_config)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    assert cli.main([*arguments, "--model_dir", str(tmp_path / "m")]) == 1
+    assert main.main([*arguments, "--model_dir", str(tmp_path / "m")]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("k4p1: ")
     assert re.search(message, said), said
@@ -62,24 +64,24 @@ def test_usage(arguments, tf_config, message, monkeypatch, tmp_path, capsys):
 
 
 def test_a_model_dir_that_the_worker_cannot_see(tmp_path):
-    code, said = run("work", "--model_dir", tmp_path / "nowhere", tf_config=role("worker"))
-    assert code == 1 and len(said) == 1 and "is not there; workers and servers need the folder" in said[0]
+    code, said = run("join", "--model_dir", tmp_path / "nowhere", tf_config=role("worker"))
+    assert code == 1 and len(said) == 1 and "does not exist; workers and servers need the folder" in said[0]
 
 
 def test_a_worker_of_another_run(tmp_path):
-    announcement.announce(tmp_path, "0" * 64)
-    code, said = run("work", "--model_dir", tmp_path, "--gin_file", "quickstart", tf_config=role("worker"))
+    run_record.announce(tmp_path, "0" * 64)
+    code, said = run("join", "--model_dir", tmp_path, "--gin_file", "quickstart", tf_config=role("worker"))
     assert code == 1 and len(said) == 1 and "another configuration (hash 000000000000, here " in said[0]
 
 
 def test_a_worker_whose_port_is_in_use(tmp_path):
-    announcement.announce(tmp_path, "")
+    run_record.announce(tmp_path, "")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         config = {"cluster": {**SPEC, "worker": [address]}, "task": {"type": "worker", "index": 0}}
-        code, said = run("work", "--model_dir", tmp_path, tf_config=config)
+        code, said = run("join", "--model_dir", tmp_path, tf_config=config)
     assert code == 1 and f"of {address} cannot be used (Address already in use)" in said[-1]
 
 
@@ -99,7 +101,7 @@ def test_a_port_that_is_free_again():
 def test_an_address_where_nobody_answers():
     spec = on_this_machine(1, 2)
     with pytest.raises(errors.ClusterError) as caught:
-        wait_for(spec, wait_s=0.5)
+        wait_for(spec, startup_timeout_s=0.5)
     message = str(caught.value)
     assert (caught.value.exit_code == 75 and "after 1 s" in message) or "after 0 s" in message
     assert all(address in message for address in [*spec.jobs["ps"], *spec.jobs["worker"]])
@@ -108,9 +110,9 @@ def test_an_address_where_nobody_answers():
 
 def test_waiting_says_for_whom(capsys, monkeypatch):
     spec = on_this_machine(1, 1)
-    monkeypatch.setattr("k4p1.cluster.session._SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("k4p1.cluster.connection._SILENT_SECONDS", 0.0)
     with pytest.raises(errors.ClusterError):
-        wait_for(spec, wait_s=0.8)
+        wait_for(spec, startup_timeout_s=0.8)
     said = capsys.readouterr().err.splitlines()
     assert said == [f"waiting for parameter server 0 ({spec.jobs['ps'][0]}), worker 0 ({spec.jobs['worker'][0]})"]
 
@@ -125,5 +127,5 @@ def test_fewer_workers_than_tasks(cluster_run):
 
 def test_a_task_without_workers(capsys, tmp_path):
     arguments = ["train", "--gin_file", "quickstart", "--model_dir", str(tmp_path / "m")]
-    assert cli.main([*arguments, "--gin_bindings", "digits/Task.workers = 0"]) == 1
-    assert "task 'digits': workers=0; wanted a positive number" in capsys.readouterr().err
+    assert main.main([*arguments, "--gin_bindings", "digits/Task.workers = 0"]) == 1
+    assert "task 'digits': workers=0; expected a positive whole number" in capsys.readouterr().err

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from k4p1 import artifact
+from k4p1.files import tensor_file
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 STEPS = 400
 
@@ -45,13 +45,13 @@ def test_workers_are_killed(cluster_run):
     result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]}, steps=1000)
     assert 1 <= result["interrupted_steps"]["digits"] <= 4
     assert said.count("worker 1 ended (SIGKILL); starting it again") == 3
-    assert "worker 1 of digits is lost; its group goes on with 0" in said
+    assert "worker 1 of digits is lost; its group continues with 0" in said
     assert "worker 1 is back" in said
     assert run.left_behind() == []
 
 
 def test_a_server_is_killed(cluster_run):
-    """The coordinator saves nothing broken, waits, goes back to the newest checkpoint and says how much that costs."""
+    """The coordinator saves nothing broken, waits, returns to the newest checkpoint and says how much that costs."""
     run = cluster_run("ps:2,workers:2", f"steps = {STEPS}", "train.checkpoint_every = 120").start()
     run.wait_for(lambda: list(run.folder.glob("checkpoints/step_*")), "checkpoint")
     run.wait_for_steps(int(sorted(run.folder.glob("checkpoints/step_*"))[-1].stem[5:]) + 20)
@@ -59,7 +59,7 @@ def test_a_server_is_killed(cluster_run):
     run.kill("ps_1")
     code, said = run.finish()
     assert code == 0, said
-    assert "a parameter server is lost" in said and "going back to the newest checkpoint" in said
+    assert "a parameter server is lost" in said and "returning to the newest checkpoint" in said
     assert "steps since that checkpoint are lost and taken again: digits " in said
     assert run.read("status.json")["pid"] == coordinator  # the same process, begun anew
     check_counts(run, {"digits": ["0"], "parity": ["1"]}, resumed=True)
@@ -76,7 +76,7 @@ def test_the_coordinator_is_killed_during_a_checkpoint(cluster_run):
     assert code == 75 and "the coordinator is lost (SIGKILL)" in said.strip().splitlines()[-1], said
     assert run.left_behind() == []
     for path in run.folder.glob("checkpoints/step_*"):
-        artifact.read(path, "k4p1-checkpoint", 1)  # whole, by its content hash
+        tensor_file.read(path, "k4p1-checkpoint", 1)  # whole, by its content hash
 
     before = run.steps()
     run.start()
@@ -84,7 +84,7 @@ def test_the_coordinator_is_killed_during_a_checkpoint(cluster_run):
     run.process.send_signal(signal.SIGTERM)
     code, said = run.finish()
     assert code == 75 and "asked to stop (SIGTERM); saved at step" in said.strip().splitlines()[-1], said
-    assert "going on from the checkpoint" in said
+    assert "resuming from the checkpoint" in said
     assert run.left_behind() == []
 
     code, said = run.start().finish()

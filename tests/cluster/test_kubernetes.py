@@ -8,7 +8,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from k4p1 import cli, errors
+from k4p1 import errors
+from k4p1.cli import main
 from k4p1.cluster import spec
 from k4p1.cluster.kubernetes import ClusterJob, Resources, manifests, objects
 
@@ -62,7 +63,7 @@ def test_every_role_gets_the_tf_config_of_its_pod(monkeypatch, tmp_path):
             monkeypatch.setenv("TF_CONFIG", printed[0])
             role = spec.from_environment()
             found.append((role.job, role.index, role.address))
-            assert printed[1] == ("train" if role.job == "chief" else "server")
+            assert printed[1] == ("train" if role.job == "chief" else "join")
             assert printed[-1] == "--gin_bindings=patch = 'head'"
     assert found == [
         ("ps", 0, "run1-ps-0.run1:2222"),
@@ -106,16 +107,16 @@ def test_bad_names(changes, message):
 
 @pytest.mark.parametrize("resources", [("two", "4Gi"), ("2", "4 GB"), ("", "1Gi")])
 def test_bad_resources(resources):
-    with pytest.raises(errors.ConfigError, match="wanted"):
+    with pytest.raises(errors.ConfigError, match="expected"):
         Resources(*resources)
 
 
 def test_command(capsys, tmp_path):
-    assert cli.main(["manifest", "--image", "k4p1:1", "--ps", "2", "--workers", "8"]) == 0
+    assert main.main(["manifest", "--image", "k4p1:1", "--ps", "2", "--workers", "8"]) == 0
     documents = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [d["spec"]["replicas"] for d in documents if d["kind"] == "StatefulSet"] == [2, 8]
     (tmp_path / "bad.gin").write_text("train.steps = ")
-    assert cli.main(["manifest", "--image", "k4p1:1", "--gin_file", str(tmp_path / "bad.gin")]) == 1
+    assert main.main(["manifest", "--image", "k4p1:1", "--gin_file", str(tmp_path / "bad.gin")]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("k4p1: gin cannot read") and printed.err.count("\n") == 1
     coordinator = json.loads(documents[-1]["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"])

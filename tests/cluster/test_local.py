@@ -10,6 +10,8 @@ import pytest
 from k4p1.cluster import local
 from k4p1.cluster.local import LocalCluster
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def stand_in(monkeypatch):

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PS = [f"/job:ps/replica:0/task:{i}/device:CPU:0" for i in range(2)]
 

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ["steps = 3", "batch_size = 8", "train.recalibration_batches = 1"]
 LIMIT_SECONDS = 200
 
-pytestmark = pytest.mark.timeout(2 * LIMIT_SECONDS)
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(2 * LIMIT_SECONDS)]
 
 
 def environment(**more):
@@ -35,8 +35,8 @@ def test_processes_by_hand_in_any_order(tmp_path):
     folder, spec = tmp_path / "m", on_this_machine(1, 2)
     folder.mkdir()
     processes = {
-        "ps": start("serve_parameters", folder, spec.of("ps", 0)),
-        "w0": start("work", folder, spec.of("worker", 0)),
+        "ps": start("join", folder, spec.of("ps", 0)),
+        "w0": start("join", folder, spec.of("worker", 0)),
     }
     try:
         time.sleep(3)
@@ -49,7 +49,7 @@ def test_processes_by_hand_in_any_order(tmp_path):
         second = start("train", folder, spec)
         said, _ = second.communicate(timeout=LIMIT_SECONDS)
         assert second.returncode == 1 and "is in use by a coordinator (process " in said
-        processes["w1"] = start("server", folder, spec.of("worker", 1))
+        processes["w1"] = start("join", folder, spec.of("worker", 1))
         said = {name: process.communicate(timeout=LIMIT_SECONDS)[0] for name, process in processes.items()}
     finally:
         for process in processes.values():

@@ -1,5 +1,6 @@
 """Folders of images: layouts, formats, and what is refused."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -31,7 +32,7 @@ def folder(tmp_path):
 
 
 def all_examples(source, split="train", size=(8, 10)):
-    pipeline = Pipeline(source, Splits(source, validation=0), size, 64, len(source.labels))
+    pipeline = Pipeline(source, Splits(source, validation_fraction=0), size, 64, len(source.labels))
     (batch,) = pipeline.sequential(split)
     return {key: value.numpy() for key, value in batch.items()}
 
@@ -108,7 +109,7 @@ def test_corrupt_files_are_named_and_counted(folder):
     source = ImageFolder(folder)
     bad = [str(folder / "cat" / "2.jpg"), str(folder / "dog" / "1.jpg")]
     assert source.corrupt("train") == bad
-    pipeline = Pipeline(source, Splits(source, validation=0), (8, 10), 2, 2)
+    pipeline = Pipeline(source, Splits(source, validation_fraction=0), (8, 10), 2, 2)
     assert pipeline.corrupt_files("train", limit=5) == bad
     assert pipeline.corrupt_files("train", limit=1) == bad[:1]
     assert sum(int((batch["weight"].numpy() == 0).sum()) for s in ("train", "test") for batch in pipeline.sequential(s)) == 2
@@ -129,7 +130,7 @@ class TestRefusals:
 
     def test_empty(self, tmp_path):
         (tmp_path / "cat").mkdir()
-        with pytest.raises(errors.DataError, match=r"has no images; wanted .*<class>/<image> with .jpg"):
+        with pytest.raises(errors.DataError, match=r"has no images; expected .*<class>/<image> with .jpg"):
             ImageFolder(tmp_path)
 
     def test_one_class(self, tmp_path):
@@ -139,7 +140,7 @@ class TestRefusals:
 
     def test_images_without_class_folders(self, tmp_path):
         write_image(tmp_path / "1.jpg")
-        with pytest.raises(errors.DataError, match="has no images; wanted"):
+        with pytest.raises(errors.DataError, match="has no images; expected"):
             ImageFolder(tmp_path)
 
     def test_an_empty_training_split(self, tmp_path):
@@ -147,3 +148,14 @@ class TestRefusals:
         write_classes(tmp_path / "test", ("cat", "dog"))
         with pytest.raises(errors.DataError, match="has no training examples"):
             Splits(ImageFolder(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["val", "valid", "validation"])
+def test_a_validation_folder_by_any_of_its_names(tmp_path, folder):
+    for split, count in (("train", 6), (folder, 2)):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number in range(count):
+                keras.utils.save_img(tmp_path / split / label / f"{number}.png", np.zeros((4, 4, 3)))
+    source = ImageFolder(tmp_path)
+    assert source.sizes() == {"train": 12, "validation": 4} and source.labels == ("cat", "dog")

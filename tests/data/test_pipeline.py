@@ -57,7 +57,7 @@ def make(source="encoded", **options):
     """A pipeline over all 20 training images."""
     source = SOURCES[source]() if isinstance(source, str) else source
     size = options.pop("image_size", (8, 8))
-    return Pipeline(source, Splits(source, validation=0), size, BATCH, len(source.labels), **options)
+    return Pipeline(source, Splits(source, validation_fraction=0), size, BATCH, len(source.labels), **options)
 
 
 def take(data, count):
@@ -162,7 +162,7 @@ class TestAugmentation:
     def test_an_image_looks_different_in_the_next_epoch(self, augment):
         values = np.arange(8, dtype=np.uint8)[:, None, None] * 20 + np.zeros((4, 8, 8, 3), np.uint8)
         source = Arrays({"train": (values, np.zeros(4)), "test": (values, np.zeros(4))}, ("a", "b"))
-        pipeline = Pipeline(source, Splits(source, validation=0), (8, 8), 4, 2, augment=augment)
+        pipeline = Pipeline(source, Splits(source, validation_fraction=0), (8, 8), 4, 2, augment=augment)
         first, second = take(pipeline.training(), 2)
         originals = {value.tobytes() for value in values}
         shown = [{image.tobytes() for image in batch["inputs"]} for batch in (first, second)]
@@ -235,7 +235,7 @@ class TestRefusals:
     @pytest.mark.parametrize("batch_size", [0, -3])
     def test_batch_size_must_be_positive(self, batch_size):
         source = pixel_source()
-        with pytest.raises(errors.ConfigError, match=f"batch_size={batch_size}: wanted a positive number"):
+        with pytest.raises(errors.ConfigError, match=f"batch_size={batch_size}; expected a positive whole number"):
             Pipeline(source, Splits(source), (8, 8), batch_size, 3)
 
     def test_unknown_split(self):

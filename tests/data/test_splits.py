@@ -46,7 +46,9 @@ def test_the_seed_draws_the_validation_split():
 
 
 def test_the_test_split_never_depends_on_the_seed_or_the_validation_share():
-    drawn = [members(Splits(source(), seed=s, validation=v), "test") for s, v in ((0, 0.1), (5, 0.1), (0, 0.4), (3, 0))]
+    drawn = [
+        members(Splits(source(), seed=s, validation_fraction=v), "test") for s, v in ((0, 0.1), (5, 0.1), (0, 0.4), (3, 0))
+    ]
     assert all(split == drawn[0] for split in drawn)
     assert len(drawn[0]) == TRAIN // 5
 
@@ -57,14 +59,14 @@ def test_the_test_split_of_the_source_is_taken_whole():
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])
 def test_the_validation_split_of_the_source_comes_first(name):
-    splits = Splits(source(**{"train": TRAIN, "test": 30, name: 7}), validation=0.3)
+    splits = Splits(source(**{"train": TRAIN, "test": 30, name: 7}), validation_fraction=0.3)
     assert members(splits, "validation") == {(name, i) for i in range(7)}
     assert splits.size("train") == TRAIN
     assert splits.size("train+validation") == TRAIN + 7
 
 
 def test_no_validation_where_none_is_wanted():
-    splits = Splits(source(train=TRAIN, test=30), validation=0)
+    splits = Splits(source(train=TRAIN, test=30), validation_fraction=0)
     assert not splits.has("validation")
     assert splits.size("train") == TRAIN
     with pytest.raises(errors.ConfigError, match="unknown split of made 'validation'"):
@@ -79,8 +81,8 @@ def test_unknown_split_shows_the_nearest(asked, nearest):
 
 @pytest.mark.parametrize("validation", [-0.1, 1.0, 2.0])
 def test_the_validation_share_must_be_a_share(validation):
-    with pytest.raises(errors.ConfigError, match="wanted a share of the training data"):
-        Splits(source(), validation=validation)
+    with pytest.raises(errors.ConfigError, match=r"expected a number in \[0, 1\)"):
+        Splits(source(), validation_fraction=validation)
 
 
 def test_no_training_examples():

@@ -48,7 +48,7 @@ def prepared(tmp_path_factory):
 
 
 def values_and_labels(source, split):
-    pipeline = Pipeline(source, Splits(source, validation=0), (6, 6), 64, len(source.labels))
+    pipeline = Pipeline(source, Splits(source, validation_fraction=0), (6, 6), 64, len(source.labels))
     (batch,) = pipeline.sequential(split)
     return [(int(x[0, 0, 0]), int(label)) for x, label in zip(batch["inputs"], batch["label"], strict=True)]
 
@@ -77,8 +77,8 @@ def test_validation_stands_for_a_test_split_whose_labels_are_hidden(tmp_path):
     source = Tfds(prepare(tmp_path, features, examples, test=hidden, validation=examples[:4]))
     assert source.sizes() == {"train": 12, "test": 4}
     assert sorted(values_and_labels(source, "test")) == [(0, 0), (10, 1), (20, 2), (30, 0)]
-    assert not Splits(source, validation=0).has("validation")
-    assert Splits(source, validation=0.25).size("validation") == 3
+    assert not Splits(source, validation_fraction=0).has("validation")
+    assert Splits(source, validation_fraction=0.25).size("validation") == 3
 
 
 def test_the_order_never_changes(prepared):
@@ -139,5 +139,22 @@ def test_a_damaged_directory(prepared, tmp_path):
 def test_a_data_set_without_labels(tmp_path):
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(4, 4, 3))})
     directory = prepare(tmp_path, features, [{"image": np.zeros((4, 4, 3), np.uint8)}] * 3)
-    with pytest.raises(errors.DataError, match="has no ClassLabel feature; it has image"):
-        Tfds(directory)
+    source = Tfds(directory)
+    assert source.fields == () and source.labels == ()
+    with pytest.raises(errors.DataError, match=r"has no field 'label', .* it has: image"):
+        Pipeline(source, Splits(source, validation_fraction=0), (4, 4), 2, 2)
+
+
+def test_other_features_are_fields(tmp_path):
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(4, 4, 3)),
+            "species": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "mask": tfds.features.Tensor(shape=(4, 4, 1), dtype=np.uint8),
+        }
+    )
+    example = {"image": np.zeros((4, 4, 3), np.uint8), "species": 1, "mask": np.full((4, 4, 1), 7, np.uint8)}
+    source = Tfds(prepare(tmp_path, features, [example] * 3))
+    assert set(source.fields) == {"label", "mask"} and source.labels == ("cat", "dog")
+    read = next(iter(source.examples("train")))
+    assert int(read["label"]) == 1 and int(read["mask"][0, 0, 0]) == 7

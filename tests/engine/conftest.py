@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from k4p1.engine import Optimization, Store, plan_groups
+from k4p1.engine import OptimizerConfig, Store, plan_groups
 from k4p1.engine.bookkeeping import TrainingTask
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
 from k4p1.engine.training import Trainer
 from k4p1.patches.apply import apply_patches
-from k4p1.tasks.losses import MeanLoss, Metrics
+from k4p1.tasks.loss import TaskLoss
+from k4p1.tasks.objectives import CLASSIFICATION
 
 CLASSES, SIZE, BATCH = 3, 16, 8
+
+LOSS = TaskLoss.of("softmax_cross_entropy", CLASSIFICATION)
 
 
 def batches(start_step=0, seed=0, bad_from=None):
@@ -39,7 +42,7 @@ class SmallRun:
     patched: dict
     groups: list
     store: Store
-    optimization: Optimization
+    optimizer: OptimizerConfig
     steps: dict
 
     def trainer(self, checkpoints=None, bad_from=None, evaluate_every=10**6, checkpoint_every=10**6, loss_scaled=False):
@@ -49,12 +52,13 @@ class SmallRun:
                 steps=self.steps[name],
                 epochs=1.0,
                 batches=lambda start, seed=index: batches(start, seed, bad_from),
-                loss=MeanLoss("softmax_cross_entropy"),
-                metrics=Metrics(("accuracy",), "softmax_cross_entropy"),
+                loss=LOSS,
+                loss_terms=LOSS.names,
+                metrics={**CLASSIFICATION.measured(("accuracy",)), **LOSS.metrics()},
                 selecting="accuracy",
                 validation=lambda: batches(0, 99).take(2),
                 calibration=lambda: batches(0, 7),
-                optimization=self.optimization,
+                schedule=self.optimizer.schedule,
             )
             for index, name in enumerate(self.steps)
         ]
@@ -71,10 +75,10 @@ class SmallRun:
 
 @pytest.fixture
 def make_run(small_backbone):
-    def make(specs=None, steps=None, optimization=None, shared_trained=True, backbone=None, loss_scaled=False, dropout=0.0):
+    def make(specs=None, steps=None, optimizer=None, shared_trained=True, backbone=None, loss_scaled=False, dropout=0.0):
         backbone = backbone or small_backbone
         specs = specs or {"a": "scale_bias+head", "b": "scale_bias+head"}
-        optimization = optimization or Optimization(learning_rate=1e-2)
+        optimizer = optimizer or OptimizerConfig(learning_rate=1e-2)
         patched = {
             name: apply_patches(
                 backbone,
@@ -88,10 +92,10 @@ def make_run(small_backbone):
             )
             for index, (name, spec) in enumerate(specs.items())
         }
-        groups = plan_groups(patched, optimization)
+        groups = plan_groups(patched, optimizer.resolved())
         steps = steps or dict.fromkeys(specs, 6)
-        store = Store(groups, optimization, steps, loss_scaled)
-        return SmallRun(backbone, patched, groups, store, optimization, steps)
+        store = Store(groups, steps, loss_scaled)
+        return SmallRun(backbone, patched, groups, store, optimizer, steps)
 
     return make
 

@@ -9,8 +9,10 @@ from k4p1.engine.evaluation import Evaluator
 from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.patches.apply import apply_patches
-from k4p1.tasks.losses import Metrics
-from tests.engine.conftest import batches, moved
+from k4p1.tasks.objectives import CLASSIFICATION
+from tests.engine.conftest import LOSS, batches, moved
+
+METRICS = {**CLASSIFICATION.measured(("accuracy",)), **LOSS.metrics()}
 
 
 def forward_statistics(patched, run, data):
@@ -65,7 +67,7 @@ def test_statistics_that_tasks_share_are_those_of_all_their_images(make_run):
 
 def test_corrupt_images_do_not_count(make_run):
     run = make_run({"a": "head"})
-    evaluator = Evaluator(PureTask("a", run.patched["a"], run.groups), Metrics(("accuracy",), "softmax_cross_entropy"))
+    evaluator = Evaluator(PureTask("a", run.patched["a"], run.groups), METRICS)
     batch = next(iter(batches()))
     half = {**batch, "weight": tf.constant([1.0] * 4 + [0.0] * 4)}
     first = {name: value[:4] for name, value in batch.items()}
@@ -77,7 +79,7 @@ def test_corrupt_images_do_not_count(make_run):
 
 def test_evaluation_uses_the_vectors_that_it_is_given(make_run):
     run = make_run({"a": "scale_bias+head"})
-    evaluator = Evaluator(PureTask("a", run.patched["a"], run.groups), Metrics(("accuracy",), "softmax_cross_entropy"))
+    evaluator = Evaluator(PureTask("a", run.patched["a"], run.groups), METRICS)
     data = list(batches().take(2))
     before = evaluator(run.store.vectors(), data)
     run.trainer().run()

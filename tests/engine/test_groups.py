@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from k4p1 import errors
-from k4p1.engine import Optimization, groups, plan_groups
+from k4p1.engine import OptimizerConfig, groups, plan_groups
 
 
-def by(run, **wanted):
-    return [g for g in run.groups if all(getattr(g, k) == v for k, v in wanted.items())]
+def by(run, **expected):
+    return [g for g in run.groups if all(getattr(g, k) == v for k, v in expected.items())]
 
 
 def test_owner_users_and_role_split_groups(make_run):
@@ -34,8 +34,8 @@ def test_frozen_backbone_is_fixed(make_run):
 
 
 def test_weight_decay_splits_kernels_from_scales(make_run):
-    run = make_run({"a": "none"}, optimization=Optimization(weight_decay={"shared": 1e-4}))
-    decayed = {name for g in by(run, owner="shared", role="trained") if g.weight_decay for name in g.packing.names}
+    run = make_run({"a": "none"}, optimizer=OptimizerConfig(weight_decay={"shared": 1e-4}))
+    decayed = {name for g in by(run, owner="shared", role="trained") if g.update.weight_decay for name in g.packing.names}
     assert decayed == {"stem/kernel", "spatial/kernel", "mix/kernel"}
 
 
@@ -46,8 +46,8 @@ def test_two_tasks_must_agree_on_shared_statistics(small_backbone):
         name: apply_patches(small_backbone, spec, classes=3, image_size=16, shared_trained=True)
         for name, spec in (("a", "scale_bias(statistics=frozen)+head"), ("b", "head"))
     }
-    with pytest.raises(errors.ConfigError, match=r"'b' wants shared parameter .* statistics, task 'a' wants it fixed"):
-        plan_groups(patched, Optimization())
+    with pytest.raises(errors.ConfigError, match=r"'b' needs shared parameter .* statistics, task 'a' needs it fixed"):
+        plan_groups(patched)
 
 
 def test_write_back_sets_the_keras_variables(make_run):

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.engine import schedules
-from k4p1.engine.optimization import Optimization, k4p1_rmsprop
+from k4p1.engine.optimizer_config import OptimizerConfig, k4p1_rmsprop
 
 
 def factor(schedule, progress, epochs=(10.0,)):
@@ -56,18 +56,6 @@ def test_warmup_is_a_share_of_the_run(warmup):
 
 def test_unknown_names_show_the_nearest():
     with pytest.raises(errors.ConfigError, match="did you mean 'cosine'"):
-        Optimization(schedule="cosin")
-    with pytest.raises(errors.ConfigError, match="did you mean 'shared'"):
-        Optimization(multipliers={"sharde": 0.1})
+        OptimizerConfig(schedule="cosin")
     with pytest.raises(errors.ConfigError, match="positive"):
-        Optimization(learning_rate=0.0)
-
-
-def test_rates_and_decays_of_groups():
-    setting = Optimization(learning_rate=1.0, multipliers={"head": 0.1, "scale_bias": 10.0}, weight_decay={"shared": 1e-4})
-    assert setting.rate_of("head", "head") == 0.1
-    assert setting.rate_of("patch", "scale_bias") == 10.0
-    assert setting.rate_of("patch", "depthwise") == 1.0
-    assert setting.decay_of("shared", "backbone", rank=4) == 1e-4
-    assert setting.decay_of("shared", "backbone", rank=1) == 0.0
-    assert setting.decay_of("patch", "depthwise", rank=4) == 0.0
+        OptimizerConfig(learning_rate=0.0)

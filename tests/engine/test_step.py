@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from k4p1.engine import Optimization, fused_batch_normalization
+from k4p1.engine import OptimizerConfig, fused_batch_normalization
 from k4p1.engine.pure import PureTask
 from k4p1.patches.patched_batch_normalization import normalise_batch
 from tests.engine.conftest import batches, moved
@@ -39,10 +39,10 @@ def test_random_head_stays(make_run):
 def test_multipliers_scale_the_rate(make_run):
     updates, run = {}, None
     for factor in (1.0, 0.1):
-        optimization = Optimization(
-            learning_rate=0.1, optimizer="sgd", schedule="constant", multipliers={"head": factor, "shared": 0.0}
+        optimizer = OptimizerConfig(
+            learning_rate=0.1, optimizer="sgd", schedule="constant", rate_factors={"head": factor, "shared": 0.0}
         )
-        run = make_run({"a": "scale_bias+head"}, optimization=optimization, backbone=run and run.backbone)
+        run = make_run({"a": "scale_bias+head"}, optimizer=optimizer, backbone=run and run.backbone)
         before = run.store.vectors()
         run.trainer().run(stop_after=1)
         after = run.store.vectors()
@@ -55,8 +55,8 @@ def test_multipliers_scale_the_rate(make_run):
 
 def test_one_sgd_step_is_the_gradient_of_keras(make_run):
     """The engine's update equals tape, loss and SGD on the plain model."""
-    optimization = Optimization(learning_rate=0.5, optimizer="sgd", schedule="constant")
-    run = make_run({"a": "scale_bias+head"}, optimization=optimization)
+    optimizer = OptimizerConfig(learning_rate=0.5, optimizer="sgd", schedule="constant")
+    run = make_run({"a": "scale_bias+head"}, optimizer=optimizer)
     model = run.patched["a"].model
     batch = next(iter(batches(0, 0)))
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -64,14 +64,14 @@ def test_one_sgd_step_is_the_gradient_of_keras(make_run):
     with tf.GradientTape() as tape:
         loss = loss_function(batch["label"], model(batch["inputs"], training=True))
     gradients = tape.gradient(loss, model.trainable_variables)
-    wanted = {id(v): s - 0.5 * g.numpy() for v, s, g in zip(model.trainable_variables, start, gradients, strict=True)}
+    expected = {id(v): s - 0.5 * g.numpy() for v, s, g in zip(model.trainable_variables, start, gradients, strict=True)}
     run.trainer().run(stop_after=1)
     vectors = run.store.vectors()
     for group in run.groups:
         if group.role == "trained":
             values = group.packing.unpack_numpy(vectors[group.name]).values()
             for variable, value in zip(group.variables, values, strict=True):
-                np.testing.assert_allclose(value, wanted[id(variable)], atol=2e-5)
+                np.testing.assert_allclose(value, expected[id(variable)], atol=2e-5)
 
 
 def test_adam_counts_the_updates_of_each_group(make_run):
@@ -91,7 +91,7 @@ def test_dropout_follows_the_ticket_and_is_not_stored(make_run):
     seeds_before = [p.variable.numpy() for p in run.patched["a"].parameters if p.role == "random"]
 
     def logits(seed):
-        return pure.forward(vectors, inputs, training=True, seed=tf.constant([7, seed])).logits.numpy()
+        return pure.forward(vectors, inputs, training=True, seed=tf.constant([7, seed])).outputs["logits"].numpy()
 
     assert np.array_equal(logits(1), logits(1))
     assert not np.array_equal(logits(1), logits(2))
@@ -138,7 +138,8 @@ def test_a_step_without_a_ticket_changes_nothing(make_run):
     before = run.store.snapshot()
     iterator = iter(batches())
     for _ in range(5):
-        with pytest.raises(tf.errors.OutOfRangeError):
+        # The ticket fails; the data, cancelled by that, may be faster to report.
+        with pytest.raises((tf.errors.OutOfRangeError, tf.errors.CancelledError)):
             trainer._steps["a"](iterator)
     after = run.store.snapshot()
     for name in before:

@@ -71,15 +71,16 @@ def test_selection_looks_at_population_statistics(make_run, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.slow
 def test_resumed_run_is_bit_equal(make_run, tmp_path, optimizer):
-    from k4p1.engine import Optimization
+    from k4p1.engine import OptimizerConfig
 
     runs = {}
     for name, stops in (("unbroken", [None]), ("broken", [5, 4, None])):
         for stop_after in stops:
             run = make_run(
                 steps={"a": 8, "b": 6},
-                optimization=Optimization(learning_rate=1e-2, optimizer=optimizer),
+                optimizer=OptimizerConfig(learning_rate=1e-2, optimizer=optimizer),
                 backbone=None if name == "unbroken" else runs["unbroken"].backbone,
                 dropout=0.3,
             )

@@ -15,8 +15,8 @@ import keras
 import numpy as np
 
 from k4p1 import backbones
-from k4p1.export import factor_file, patch_file
-from k4p1.patches.apply import apply_patches, head_is_shared
+from k4p1.patches import factor_file, patch_file
+from k4p1.patches.apply import apply_patches
 from tests.conftest import small_model
 
 SPECS = {
@@ -33,7 +33,7 @@ SPECS = {
     "low_rank": "parallel_adapter(rank=2)+head",
     "joint": "parallel_adapter+head",
     "mask": "mask+scale_bias+head",
-    "ternary": "mask(values=ternary)+head",
+    "ternary": "mask(mask_type=ternary)+head",
     "lora": "lora(rank=2)+head",
     "dan": "dan(layers=stem)+head",
     "packnet": "packnet+head",
@@ -62,7 +62,7 @@ def main(folder: pathlib.Path) -> None:
         info = patch_file.save_patch(
             folder / f"{name}.safetensors", patched, backbone, task=name, labels=["cat", "dog", "owl"], dropout=0.25
         )
-        if head_is_shared(patched.spec):
+        if patched.spec.shares_head:
             patch_file.save_head(folder / "heads", patched, ["cat", "dog", "owl"])
         if info.factors:
             factor_file.save_factors(folder / "factors", patched, info.fingerprint)

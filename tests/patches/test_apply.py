@@ -9,8 +9,8 @@ import pytest
 from keras import layers
 
 from k4p1 import backbones, errors
-from k4p1.export.fold import fold
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.fold import fold
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED
 from k4p1.patches.patched_model import PRIVATE, SHARED
 
@@ -216,7 +216,7 @@ def test_a_refused_task_leaves_the_backbone_trainable_as_it_was():
 
 @pytest.mark.parametrize("size", [74, (74, 96), (96, 74)])
 def test_an_image_too_small_for_the_network_is_refused(inception, size):
-    with pytest.raises(errors.ConfigError, match="is too small for InceptionV3: at least 75 pixels a side"):
+    with pytest.raises(errors.ConfigError, match="is too small for InceptionV3: at least 75 pixels per side"):
         build(inception, "head", image_size=size)
 
 

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.processes
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 PROGRAM = """
@@ -17,16 +19,16 @@ import keras
 import numpy as np
 from keras import layers
 
-from k4p1.patches.dan import FilterCombination
-from k4p1.patches.depthwise import PrivateKernel
-from k4p1.patches.lora import LowRank
-from k4p1.patches.mask import WeightMask
-from k4p1.patches.packnet import FreeWeights
-from k4p1.patches.parallel_adapter import CentreTap
+from k4p1.patches.kinds.dan import FilterCombination
+from k4p1.patches.kinds.depthwise import PrivateKernel
+from k4p1.patches.kinds.lora import LowRank
+from k4p1.patches.kinds.mask import WeightMask
+from k4p1.patches.kinds.packnet import FreeWeights
+from k4p1.patches.kinds.parallel_adapter import CentreTap
 from k4p1.patches.patched_batch_normalization import PatchedBatchNormalization
 from k4p1.patches.patched_convolution import PatchedConvolution
-from k4p1.patches.scale_bias import OutputScaleBias
-from k4p1.patches.series_adapter import SeriesBranch
+from k4p1.patches.kinds.scale_bias import OutputScaleBias
+from k4p1.patches.kinds.series_adapter import SeriesBranch
 
 path, backend = sys.argv[1:]
 assert keras.backend.backend() == backend

@@ -59,7 +59,7 @@ def test_ranks_of_a_share():
     assert jc.ranks_of_share(spectra, 0.5) == {"small": 2, "large": 8}
     assert jc.ranks_of_share(spectra, 0.01) == {"small": 1, "large": 1}
     for share in (0.0, -1.0, 1.5):
-        with pytest.raises(errors.PatchError, match="wanted a share of the channels"):
+        with pytest.raises(errors.PatchError, match="expected a share of the channels"):
             jc.ranks_of_share(spectra, share)
 
 

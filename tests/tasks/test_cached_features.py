@@ -18,7 +18,7 @@ def prepared(small_backbone):
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, 16, 16, 3))
     numbers = np.arange(EXAMPLES) % 3
     data = Arrays({"train": (images, numbers), "test": (images[:4], numbers[:4])}, ("a", "b", "c"))
-    task = Task(name="t", data=data, image_size=16, batch_size=BATCH, patch="head", validation=0)
+    task = Task(name="t", data=data, image_size=16, batch_size=BATCH, patch="head", validation_fraction=0)
     return prepare_tasks(small_backbone, [task], shared_trained=False, steps=4)[0]
 
 

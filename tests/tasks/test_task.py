@@ -13,7 +13,7 @@ def test_names_that_are_file_names(name):
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", ".hidden", "-a", "a\n", None, 3])
 def test_other_names_are_refused(name):
-    with pytest.raises(errors.ConfigError, match=r"task name .*: wanted letters, digits"):
+    with pytest.raises(errors.ConfigError, match=r"task name .*: expected ASCII letters, digits"):
         Task(name=name, data="embedded/digits")
 
 
@@ -25,17 +25,26 @@ def test_the_name_of_the_shared_parameters_is_taken():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 0}, "task 't': image_size=0; wanted a positive number"),
-        ({"image_size": -3}, "image_size=-3; wanted a positive number"),
-        ({"batch_size": 0}, "batch_size=0; wanted a positive number"),
-        ({"steps": 0}, "steps=0; wanted a positive number"),
-        ({"steps": -5}, "steps=-5; wanted a positive number"),
-        ({"epochs": 0}, "epochs=0; wanted a positive number"),
-        ({"weight": 0.0}, "weight=0.0; wanted a positive number"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan; wanted a positive number"),
-        ({"learning_rate": -1e-3}, "learning_rate=-0.001; wanted a positive number"),
-        ({"dropout": 1.0}, r"dropout=1.0; wanted a rate in \[0, 1\)"),
-        ({"dropout": -0.1}, r"dropout=-0.1; wanted a rate in \[0, 1\)"),
+        ({"image_size": 0}, "task 't': image_size=0; expected a positive whole number"),
+        ({"image_size": -3}, "image_size=-3; expected a positive whole number"),
+        ({"batch_size": 0}, "batch_size=0; expected a positive whole number"),
+        ({"steps": 0}, "steps=0; expected a positive whole number"),
+        ({"steps": -5}, "steps=-5; expected a positive whole number"),
+        ({"epochs": 0}, "epochs=0; expected a positive number"),
+        ({"turn_weight": 0.0}, "turn_weight=0.0; expected a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; expected a positive number"),
+        ({"learning_rate": -1e-3}, "learning_rate=-0.001; expected a positive number"),
+        ({"image_size": "32"}, "image_size='32'; expected a positive whole number"),
+        ({"image_size": True}, "image_size=True; expected a positive whole number"),
+        ({"batch_size": 2.5}, "batch_size=2.5; expected a positive whole number"),
+        ({"epochs": "3"}, "epochs='3'; expected a positive number"),
+        ({"turn_weight": float("inf")}, "turn_weight=inf; expected a positive number"),
+        ({"label_smoothing": "much"}, r"label_smoothing='much'; expected a number in \[0, 1\)"),
+        ({"metrics": "accuracy"}, r"metrics='accuracy'; expected names such as \('accuracy',\)"),
+        ({"schedule": 3}, "task 't': schedule=3; expected a name or a Schedule"),
+        ({"cache": "no"}, "cache='no'; expected True or False"),
+        ({"dropout": 1.0}, r"dropout=1.0; expected a number in \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout=-0.1; expected a number in \[0, 1\)"),
         ({"metrics": ()}, "task 't' has no metric"),
         ({"steps": 5, "epochs": 2}, "task 't' has steps and epochs; give one of them"),
         ({"patch": "scale_bais+head"}, "unknown patch kind 'scale_bais'; did you mean 'scale_bias'"),
@@ -56,8 +65,8 @@ def test_fields_that_cannot_be(fields, message):
         ({"epochs": 0.5, "batch_size": 8}, None, 5),
         ({"epochs": 0.001}, None, 1),
         ({}, 100, 100),
-        ({"weight": 0.25}, 100, 25),
-        ({"weight": 3.0}, 100, 300),
+        ({"turn_weight": 0.25}, 100, 25),
+        ({"turn_weight": 3.0}, 100, 300),
     ],
 )
 def test_step_target(fields, run_steps, target):
@@ -74,3 +83,9 @@ def test_metrics_may_be_a_list():
         "accuracy",
         "top5_accuracy",
     )
+
+
+@pytest.mark.parametrize("name", ["né", "animals/dogs", "", "-x", 3])
+def test_names_that_no_file_could_have(name):
+    with pytest.raises(errors.ConfigError, match="expected ASCII letters"):
+        Task(name=name, data="embedded/digits")

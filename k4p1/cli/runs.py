@@ -1,0 +1,112 @@
+"""Subcommands that train: `train`, `finetune`, `decathlon`, `packnet`."""
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Mapping
+
+from absl import flags
+
+from k4p1 import errors, quiet_tensorflow
+from k4p1.cli import gin_files
+from k4p1.cli.command import Define, command, gin_arguments, gin_flags
+
+
+def _run_flags(default_file: str, clusters: bool = True) -> Define:
+    def define(f: flags.FlagValues) -> None:
+        binding = "A binding, such as 'steps = 200'; may be repeated."
+        gin_flags(f, [default_file], "Path or short name; see 'k4p1 configs'.", binding)
+        flags.DEFINE_string("model_dir", None, "Folder of the run; not needed for a dry run.", flag_values=f)
+        dry_run = "Build everything, print parameters and update rules, take one step per task, write nothing."
+        flags.DEFINE_bool("dry_run", False, dry_run, flag_values=f)
+        flags.DEFINE_bool("resume", True, "Resume from the newest checkpoint in --model_dir.", flag_values=f)
+        if not clusters:
+            return
+        local = "Run on a cluster of processes on this machine, such as ps:1,workers:2."
+        flags.DEFINE_string("local_cluster", None, local, flag_values=f)
+        slurm = (
+            "Run as one task of a Slurm step: rank 0 coordinates, the next ones are servers, such as ps:2, the rest work."
+        )
+        flags.DEFINE_string("slurm", None, slurm, flag_values=f)
+        flags.DEFINE_integer("slurm_port", 8888, "First port on each node, under Slurm.", flag_values=f, lower_bound=1)
+
+    return define
+
+
+@command("Train many tasks on one backbone.", define=_run_flags("quickstart"))
+def train(f: flags.FlagValues) -> int:
+    """`k4p1 train`."""
+    return _run("train", f)
+
+
+@command("Train the patch of one new task on a frozen backbone.", define=_run_flags("finetune"))
+def finetune(f: flags.FlagValues) -> int:
+    """`k4p1 finetune`."""
+    return _run("finetune", f)
+
+
+@command("Train a patch for each of several tasks and score them together.", define=_run_flags("decathlon"))
+def decathlon(f: flags.FlagValues) -> int:
+    """`k4p1 decathlon`."""
+    return _run("decathlon", f)
+
+
+@command("Pack tasks into one network by pruning, one after another.", define=_run_flags("packnet", clusters=False))
+def packnet(f: flags.FlagValues) -> int:
+    """`k4p1 packnet`."""
+    return _run("packnet", f)
+
+
+def _run(name: str, f: flags.FlagValues) -> int:
+    """Runs the gin-configured function `name` where flags and environment say."""
+    from k4p1.cluster.place import Place, where_to_run
+    from k4p1.cluster.spec import COORDINATOR
+
+    if f.model_dir is None and not f.dry_run:
+        raise errors.ConfigError(f"k4p1 {name} needs --model_dir, or --dry_run")
+    flag = {name: f[name].value for name in ("local_cluster", "slurm", "slurm_port") if name in f}
+    where = where_to_run(**{**flag, "slurm": None} if f.dry_run else flag)
+    if f.dry_run:
+        where = Place()
+    if where.launch is not None:
+        from k4p1.cluster import local
+
+        arguments = [*gin_arguments(f), *([] if f.resume else ["--noresume"])]
+        model_dir = pathlib.Path(f.model_dir).expanduser()
+        return local.launch(name, arguments, model_dir, *where.launch, gin_files.digest(f.gin_file, f.gin_bindings))
+    if flag.get("slurm") is not None and where.role is not None and where.role.job != COORDINATOR:
+        from k4p1.cluster import server
+
+        server.serve_and_exit(where.role, pathlib.Path(f.model_dir), gin_files.digest(f.gin_file, f.gin_bindings))
+    return _run_here(name, f)
+
+
+def _run_here(name: str, f: flags.FlagValues) -> int:
+    """In this process, alone or as coordinator of a cluster."""
+    from k4p1.cluster.parent import end_with_parent
+    from k4p1.cluster.restart import start_again
+
+    quiet_tensorflow.import_quietly()
+    from k4p1.cli import gin_config
+
+    end_with_parent(gently=True)
+    text = gin_config.load(f.gin_file, f.gin_bindings)
+
+    def texts() -> Mapping[str, str]:
+        for binding in gin_config.unused():
+            print(f"k4p1: warning: unused binding '{binding}'", file=sys.stderr)
+        line = " ".join(map(shlex.quote, ["k4p1", *sys.argv[1:]]))
+        return {"config.gin": text, "operative_config.gin": gin_config.operative(), "command.txt": line + "\n"}
+
+    gin_hash = gin_files.digest(f.gin_file, f.gin_bindings)
+    function = gin_config.CONFIGURABLES[name]
+    try:
+        function(model_dir=f.model_dir, dry_run=f.dry_run, resume=f.resume, gin_hash=gin_hash, texts=texts)
+    except TypeError as e:
+        missing = str(e).splitlines()[0]
+        if "argument" not in missing:
+            raise
+        raise errors.ConfigError(f"{missing}; is {', '.join(f.gin_file)} a file for 'k4p1 {name}'?") from e
+    except errors.ServerLostError as e:
+        start_again(e)
+    return 0

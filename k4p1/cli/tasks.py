@@ -1,0 +1,92 @@
+"""Subcommands on finished tasks and files: `evaluate`, `compress`, `inspect`, `configs`."""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from k4p1 import quiet_tensorflow
+from k4p1.cli import gin_files, sizes
+from k4p1.cli.command import command, model_dir_flag, task_flag
+
+
+def _evaluate_flags(f: flags.FlagValues) -> None:
+    model_dir_flag(f)
+    task_flag(f)
+    flags.DEFINE_string("split", "test", "train, validation, test or train+validation.", flag_values=f)
+    flags.DEFINE_string("data", None, "Other data with the same labels.", flag_values=f)
+
+
+@command("Compute the metrics of finished tasks on a split.", define=_evaluate_flags)
+def evaluate(f: flags.FlagValues) -> None:
+    """`k4p1 evaluate`."""
+    quiet_tensorflow.import_quietly()
+    from k4p1.runs import evaluate as evaluation
+    from k4p1.runs import tables
+
+    found = evaluation.evaluate(f.model_dir, f.task, f.split, f.data)
+    rows = []
+    for task, metrics in found.items():
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples")
+        rows.append((task, f"{metrics['examples']:,.0f}", shown))
+    tables.print_rows(f"Split {f.split}", ("task", "examples", "metrics"), rows)
+
+
+def _compress_flags(f: flags.FlagValues) -> None:
+    where = "Folder of a finished run; may be repeated for runs on the same backbone."
+    flags.DEFINE_multi_string("model_dir", None, where, flag_values=f, required=True)
+    flags.DEFINE_list("tasks", [], "Tasks to compress together, a,b,c; all if not given.", flag_values=f)
+    rank = "Rank of the shared factors as a share of the channels, such as 0.5."
+    flags.DEFINE_float("rank", None, rank, flag_values=f)
+    budget = "Instead of --rank: size of all factors, such as 200KB or 1.5MB; ranks are chosen by singular-value energy."
+    flags.DEFINE_string("budget", None, budget, flag_values=f)
+    output = "New folder for the compressed tasks; by default 'compressed' in the first --model_dir."
+    flags.DEFINE_string("output_dir", None, output, flag_values=f)
+    steps = "Steps per task to fine-tune its own factors; 0 for none."
+    flags.DEFINE_integer("finetune_steps", 0, steps, flag_values=f, lower_bound=0)
+    flags.DEFINE_float("learning_rate", 1e-3, "Learning rate of --finetune_steps.", flag_values=f)
+
+
+@command("Compress the adapters of several finished tasks together.", define=_compress_flags)
+def compress(f: flags.FlagValues) -> None:
+    """`k4p1 compress`."""
+    quiet_tensorflow.import_quietly()
+    from k4p1.engine.optimizer_config import OptimizerConfig
+    from k4p1.methods import compress as compression
+    from k4p1.runs import tables
+
+    output = pathlib.Path(f.output_dir or pathlib.Path(f.model_dir[0]) / "compressed").expanduser()
+    budget = None if f.budget is None else sizes.parse_bytes(f.budget, "--budget")
+    optimizer = OptimizerConfig(learning_rate=f.learning_rate)
+    done = compression.compress(f.model_dir, output, f.tasks, f.rank, budget, f.finetune_steps, optimizer)
+    columns = ["task", "accuracy before", "after", *(["fine-tuned"] if done.accuracy_finetuned else [])]
+    measured = [done.accuracy_before, done.accuracy_after, *([done.accuracy_finetuned] if done.accuracy_finetuned else [])]
+    rows = [(task, *(f"{accuracy[task]:.4f}" for accuracy in measured)) for task in done.accuracy_before]
+    tables.print_rows("Joint compression", columns, rows)
+    ranks = sorted(done.ranks.values())
+    print(f"ranks of {len(ranks)} layers: {ranks[0]} to {ranks[-1]}; energy kept: {100 * done.energy:.2f}%")
+    share = done.bytes_after / done.bytes_before
+    print(f"adapters: {done.bytes_before:,} bytes before, {done.bytes_after:,} after, shared factors included ({share:.0%})")
+    print(f"compressed tasks: {done.folder}")
+    if done.accuracy_finetuned:
+        print(f"fine-tuned tasks: {done.folder / compression.FINETUNED}")
+
+
+@command("Describe a patch, backbone, head, factor or checkpoint file, a model_dir or an export.", arguments="PATH ...")
+def inspect(f: flags.FlagValues, paths: Sequence[str]) -> None:
+    """`k4p1 inspect`."""
+    quiet_tensorflow.import_quietly()
+    from k4p1.runs import inspection
+
+    for path in paths:
+        for title, rows in inspection.inspect(path):
+            print(title)
+            for name, value in rows:
+                print(f"  {name:<22} {value}")
+
+
+@command("List the shipped gin files.")
+def configs(f: flags.FlagValues) -> None:
+    """`k4p1 configs`."""
+    for name, summary in gin_files.shipped().items():
+        print(f"{name:<24} {summary}")

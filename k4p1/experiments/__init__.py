@@ -1,1 +1,0 @@
-"""Run functions: what a user starts, in Python or from a gin file."""

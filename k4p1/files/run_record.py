@@ -1,0 +1,65 @@
+"""What the coordinator says of its run in `run.json` before it waits for its cluster, and servers and workers compare."""
+
+import json
+import pathlib
+from typing import Any
+
+import k4p1
+from k4p1 import errors
+from k4p1.files import atomic
+
+RUN_FILE = "run.json"
+
+
+def announce(model_dir: pathlib.Path, gin_hash: str) -> None:
+    """Says which package version and configuration the processes of this run must have; keeps the rest of the file."""
+    path = model_dir / RUN_FILE
+    record = _read(path) if path.is_file() else {}
+    versions = {**record.get("versions", {}), "k4p1": k4p1.__version__}
+    if record.get("versions") != versions or record.get("gin_hash") != gin_hash:
+        atomic.write_json(path, {**record, "versions": versions, "gin_hash": gin_hash})
+
+
+def is_announced(model_dir: pathlib.Path) -> bool:
+    """Whether a run has begun in a folder.
+
+    Raises:
+      ConfigError: there is no such folder.
+    """
+    if not model_dir.is_dir():
+        raise errors.ConfigError(
+            f"model_dir {model_dir} does not exist; workers and servers need the folder of their coordinator: mount or "
+            "make it"
+        )
+    return (model_dir / RUN_FILE).is_file()
+
+
+def compare(model_dir: pathlib.Path, gin_hash: str) -> None:
+    """Checks that this process was started for the run of a folder.
+
+    Args:
+      model_dir: with `run.json`.
+      gin_hash: of this process; empty compares versions only.
+
+    Raises:
+      ConfigError: another package version or configuration.
+    """
+    record = _read(model_dir / RUN_FILE)
+    version = record.get("versions", {}).get("k4p1")
+    if version != k4p1.__version__:
+        raise errors.ConfigError(
+            f"the run in {model_dir} is of k4p1 {version}, this process of k4p1 {k4p1.__version__}; install the same version"
+        )
+    theirs = record.get("gin_hash", "")
+    if gin_hash and theirs and gin_hash != theirs:
+        raise errors.ConfigError(
+            f"the run in {model_dir} has another configuration (hash {theirs[:12]}, here {gin_hash[:12]}); give this "
+            "process the --gin_file and --gin_bindings of its coordinator"
+        )
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise errors.ArtifactError(f"cannot read {path}: {e}") from e

@@ -1,0 +1,81 @@
+"""`status.json`: where a run stands, for whoever looks from outside."""
+
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from typing import Any
+
+from k4p1.files import atomic
+
+NAME = "status.json"
+TRAINING, FINISHED, FAILED, STOPPED = "training", "finished", "failed", "stopped"
+_SECONDS = 2.0
+_EVENTS = 20
+
+
+class StatusFile:
+    """The state of a run in its folder, written at most every two seconds and at every change of state.
+
+    Nothing is written before `begin`: a run that is refused leaves the status of the one before it as it is.
+    """
+
+    def __init__(self):
+        self._path: pathlib.Path | None = None
+        self._status: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.time(),
+            "state": "starting",
+            "tasks": {},
+            "workers": {},
+            "owners": {},
+            "events": [],
+        }
+        self._written = 0.0
+        self._lock = threading.RLock()
+
+    def begin(self, folder: pathlib.Path) -> None:
+        """From here on the status goes into this model directory."""
+        self._path = folder / NAME
+
+    def update(self, state: str | None = None, **parts: Any) -> None:
+        """Changes the state, or parts of it: `tasks`, `workers` and `owners` (of parameters) by name."""
+        with self._lock:
+            changed = state is not None and state != self._status["state"]
+            if changed:
+                self._status["state"] = state
+            for part, entries in parts.items():
+                for name, values in entries.items():
+                    self._status[part].setdefault(str(name), {}).update(values)
+            if changed or time.monotonic() - self._written > _SECONDS:
+                self._write()
+
+    def end(self, state: str, reason: str = "") -> None:
+        """The last state of the run, and why."""
+        with self._lock:
+            self._status["state"] = state
+            if reason:
+                self._status["reason"] = reason.splitlines()[0]
+            self._write()
+
+    def event(self, text: str) -> None:
+        """Adds a line to what happened; the last 20 are kept."""
+        with self._lock:
+            self._status["events"] = [*self._status["events"], {"time": time.time(), "text": text}][-_EVENTS:]
+            self._write()
+
+    def _write(self) -> None:
+        if self._path is not None:
+            self._written = time.monotonic()
+            atomic.write_json(self._path, {**self._status, "time": time.time()})
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """The last state written in a folder; empty if there is none."""
+    try:
+        return json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

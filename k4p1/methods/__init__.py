@@ -1,0 +1,1 @@
+"""Run functions, named after their command or method."""

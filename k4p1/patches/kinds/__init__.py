@@ -1,0 +1,1 @@
+"""The patch kinds, one file each."""

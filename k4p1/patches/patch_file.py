@@ -1,0 +1,224 @@
+"""Patch files: a task's private parameters, bound to a backbone by fingerprint (format: docs/patch_file.md)."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+import k4p1
+from k4p1 import checks, errors
+from k4p1.backbones.backbone import Backbone
+from k4p1.files import content_hash, tensor_file
+from k4p1.patches import factor_file, task_head
+from k4p1.patches.apply import apply_patches
+from k4p1.patches.parameter_list import name_in
+from k4p1.patches.patched_model import PatchedModel
+from k4p1.patches.spec import PatchSpec
+
+FORMAT = "k4p1-patch"
+HEAD_FORMAT = "k4p1-head"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchInfo:
+    """What a patch file says about itself.
+
+    Attributes:
+      task: name of the task.
+      spec: the patch spec.
+      labels: class names.
+      image_size: (height, width) in pixels.
+      dropout: rate before the head, in training.
+      scaling: of the backbone's input.
+      backbone: its name.
+      fingerprint: of the backbone.
+      structure: hash of the backbone's structure.
+      shared_head: fingerprint of the head that the task shares, or an empty string.
+      factors: fingerprint of the adapter factors that the task shares, or an empty string.
+      k4p1_version: that wrote the file.
+      objective: name of the task's objective, which makes the head.
+    """
+
+    task: str
+    spec: PatchSpec
+    labels: tuple[str, ...]
+    image_size: tuple[int, int]
+    dropout: float
+    scaling: str
+    backbone: str
+    fingerprint: str
+    structure: str
+    shared_head: str
+    k4p1_version: str
+    factors: str = ""
+    objective: str = task_head.DEFAULT_OBJECTIVE
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "PatchInfo":
+        """Reads the metadata of a patch file."""
+        values: dict[str, Any] = json.loads(metadata["patch"])
+        values["labels"], values["image_size"] = tuple(values["labels"]), tuple(values["image_size"])
+        values["spec"] = PatchSpec.parse(values["spec"], stored=True)
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def as_metadata(self) -> dict[str, str]:
+        """The inverse of `from_metadata`; an objective is named where it is not classification."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.objective == task_head.DEFAULT_OBJECTIVE:
+            del values["objective"]
+        values |= {"spec": str(self.spec), "options": self.spec.options()}
+        return {"patch": json.dumps(values, sort_keys=True)}
+
+
+def save_patch(
+    path: str | pathlib.Path,
+    patched: PatchedModel,
+    backbone: Backbone,
+    *,
+    task: str,
+    labels: Sequence[str],
+    dropout: float = 0.0,
+    objective: str = task_head.DEFAULT_OBJECTIVE,
+) -> PatchInfo:
+    """Writes the private parameters of a task model.
+
+    A head that the task shares with others is written once, beside the patch's backbone: see `save_head`.
+
+    Raises:
+      ConfigError: a name that no task can have.
+    """
+    checks.check_task_name(task)
+    info = PatchInfo(
+        task=task,
+        spec=patched.spec,
+        labels=tuple(labels),
+        image_size=patched.image_size,
+        dropout=dropout,
+        scaling=backbone.scaling,
+        backbone=backbone.name,
+        fingerprint=backbone.fingerprint(),
+        structure=backbone.structure_hash(),
+        shared_head=head_fingerprint(patched) if patched.spec.shares_head else "",
+        k4p1_version=k4p1.__version__,
+        factors=factor_file.factors_fingerprint(patched),
+        objective=objective,
+    )
+    tensor_file.write(path, FORMAT, VERSION, patched.stored(), info.as_metadata())
+    return info
+
+
+def read_info(path: str | pathlib.Path) -> PatchInfo:
+    """What a patch file says about itself, after checking its content hash."""
+    return PatchInfo.from_metadata(tensor_file.read(path, FORMAT, VERSION)[1])
+
+
+def load_patch(
+    path: str | pathlib.Path,
+    backbone: Backbone,
+    heads: str | pathlib.Path | None = None,
+    factors: str | pathlib.Path | Mapping[str, keras.Variable] | None = None,
+) -> PatchedModel:
+    """Builds the task model of a patch file on a backbone.
+
+    Args:
+      path: of the patch file.
+      backbone: the one that the patch was trained on.
+      heads: folder of shared heads, for a task that shares its head.
+      factors: folder of factor files, for a task whose adapters were compressed with those of others; or such factors.
+
+    Raises:
+      ArtifactError: damaged, of another version, for another backbone, or its tensors do not fit; says what differs. The
+        backbone is not changed.
+    """
+    tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
+    info = PatchInfo.from_metadata(metadata)
+    _check_backbone(path, info, backbone)
+    head_values = load_head(path, info, heads) if info.shared_head else None
+    patched = apply_patches(
+        backbone,
+        info.spec,
+        head=task_head.of_objective(info.objective, info.labels),
+        image_size=info.image_size,
+        factors=_factors(info, factors),
+        dropout=info.dropout,
+        name=info.task,
+    )
+    what = f"task '{info.task}' on backbone '{backbone.name}'"
+    patched.restore(tensors, what)
+    if head_values is not None:
+        assign_head(patched, head_values, what)
+    return patched
+
+
+def save_head(folder: str | pathlib.Path, patched: PatchedModel, labels: Sequence[str]) -> pathlib.Path:
+    """Writes the head that tasks share, named by its fingerprint."""
+    path = pathlib.Path(folder) / f"{head_fingerprint(patched)[:16]}.safetensors"
+    tensor_file.write(path, HEAD_FORMAT, VERSION, _head_values(patched), {"labels": json.dumps(list(labels))})
+    return path
+
+
+def head_fingerprint(patched: PatchedModel) -> str:
+    """Hash of the values of a task's head."""
+    return content_hash.digest(_head_values(patched))
+
+
+def _check_backbone(path, info: PatchInfo, backbone: Backbone) -> None:
+    if info.structure != backbone.structure_hash():
+        raise errors.ArtifactError(
+            f"{path} is for backbone '{info.backbone}' of another structure ({info.structure[:12]}) than "
+            f"'{backbone.name}' ({backbone.structure_hash()[:12]})"
+        )
+    if info.fingerprint != backbone.fingerprint():
+        raise errors.ArtifactError(
+            f"{path} is for a '{info.backbone}' with other weights: its fingerprint is {info.fingerprint[:12]}, that of the "
+            f"backbone given {backbone.fingerprint()[:12]}"
+        )
+
+
+def _factors(info: PatchInfo, given) -> Mapping[str, keras.Variable] | None:
+    if not info.factors or isinstance(given, Mapping):
+        return given if info.factors else None
+    return factor_file.load_factors(given, info.factors, info.fingerprint)
+
+
+def load_head(path: str | pathlib.Path, info: PatchInfo, heads: str | pathlib.Path | None) -> dict[str, np.ndarray]:
+    """The values of the head that the patch file `path` shares with others, from the folder `heads`; see `assign_head`.
+
+    Raises:
+      ArtifactError: no folder or file, damaged, or another head.
+    """
+    if heads is None:
+        raise errors.ArtifactError(f"{path} shares its head with other tasks; give the folder of shared heads")
+    head_path = pathlib.Path(heads) / f"{info.shared_head[:16]}.safetensors"
+    tensors, _ = tensor_file.read(head_path, HEAD_FORMAT, VERSION)
+    if content_hash.digest(tensors) != info.shared_head:
+        raise errors.ArtifactError(f"{head_path} is not the head that {path} was trained with")
+    return tensors
+
+
+def assign_head(patched: PatchedModel, values: Mapping[str, np.ndarray], what: str) -> None:
+    """Writes values into the head of a task model.
+
+    Raises:
+      ArtifactError: names or shapes that do not fit `what`; nothing is written then.
+    """
+    variables = _head_variables(patched)
+    tensor_file.check_fit(what, {name: tuple(v.shape) for name, v in variables.items()}, values)
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _head_values(patched: PatchedModel) -> dict[str, np.ndarray]:
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in _head_variables(patched).items()}
+
+
+def _head_variables(patched: PatchedModel) -> dict[str, keras.Variable]:
+    """The variables of the head by their names in it, seeds left out."""
+    floats = [v for v in patched.head.variables if keras.backend.is_float_dtype(v.dtype)]
+    return {name_in(patched.head, variable): variable for variable in floats}

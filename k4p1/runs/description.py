@@ -1,0 +1,44 @@
+"""What decides what a run computes, as plain values: two runs are the same run if these are equal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from k4p1.backbones.backbone import Backbone
+from k4p1.files import tensor_file
+from k4p1.runs.model_dir import plain_task
+from k4p1.runs.settings import RunSettings
+from k4p1.tasks import distillation
+from k4p1.tasks.prepare import PreparedTask
+from k4p1.tasks.task import Task
+
+_SETTINGS = ("seed", "recalibration_batches", "precision", "cache_features", "refit", "jit_compile", "evaluate_every")
+_WHO_COMPUTES = ("workers", "worker_share")
+
+
+def describe(
+    backbone: Backbone, prepared: Sequence[PreparedTask], shared_trained: bool, settings: RunSettings
+) -> dict[str, Any]:
+    """Everything that decides what the run computes, as plain values."""
+    return {
+        "backbone": {"name": backbone.name, "config": _plain(backbone.config), "fingerprint": backbone.fingerprint()},
+        "tasks": [
+            {**_computed(t.task), "schedule": repr(t.task.schedule), "steps": t.steps, "labels": list(t.labels)}
+            for t in prepared
+        ],
+        "optimizer": repr(settings.optimizer),
+        "shared_trained": shared_trained,
+        **{name: getattr(settings, name) for name in _SETTINGS},
+    }
+
+
+def _computed(task: Task) -> dict[str, Any]:
+    """The plain fields of a task without those that say who computes it; of files, their content."""
+    plain = {name: value for name, value in plain_task(task).items() if name not in _WHO_COMPUTES}
+    teachers = [term.options["teacher"] for term in task.terms if term.name == distillation.NAME]
+    files = {"init_from": task.init_from, **{f"teacher_{number}": path for number, path in enumerate(teachers)}}
+    plain.pop("teacher", None)
+    return {**plain, **{name: tensor_file.read_header(path)["content_hash"] for name, path in files.items() if path}}
+
+
+def _plain(config: Mapping[str, Any]) -> Any:
+    return {key: value if key != "keras_model" else "given" for key, value in config.items()}

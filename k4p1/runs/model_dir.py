@@ -1,0 +1,168 @@
+"""The folder of a run: what is where, and loading what a run left."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import k4p1
+from k4p1 import errors
+from k4p1.backbones import files as backbone_files
+from k4p1.backbones.backbone import Backbone
+from k4p1.data.source import Source
+from k4p1.files import atomic, content_hash, run_record
+from k4p1.patches import patch_file
+from k4p1.patches.patched_model import PatchedModel
+from k4p1.patches.spec import PatchSpec
+from k4p1.tasks.task import Task
+
+_FORMER_FIELDS = {"start": "init_from", "weight": "turn_weight", "validation": "validation_fraction"}
+_PLAIN_FIELDS = [f.name for f in dataclasses.fields(Task) if f.name != "schedule"]
+
+
+class ModelDir:
+    """Paths of a run, and the check that the folder belongs to it.
+
+    Args:
+      root: the folder.
+    """
+
+    def __init__(self, root: str | pathlib.Path):
+        self.root = pathlib.Path(root).expanduser()
+        self.backbone = self.root / "backbone" / "backbone.safetensors"
+        self.heads = self.root / "backbone" / "heads"
+        self.factors = self.root / "backbone" / "factors"
+        self.checkpoints = self.root / "checkpoints"
+        self.result = self.root / "result.json"
+        self._run = self.root / run_record.RUN_FILE
+
+    def task_folder(self, task: str) -> pathlib.Path:
+        """Where a task's files are."""
+        return self.root / "tasks" / task
+
+    def patch(self, task: str) -> pathlib.Path:
+        """A task's patch file."""
+        return self.task_folder(task) / "patch.safetensors"
+
+    def begin(self, description: Mapping[str, Any], texts: Mapping[str, str], resume: bool = True) -> str:
+        """Starts or resumes a run in this folder and returns its hash.
+
+        Args:
+          description: everything that decides what the run computes, plain values.
+          texts: further text files of the run by name, such as `config.gin`.
+          resume: False puts the checkpoints of an earlier run aside and starts over.
+
+        Raises:
+          ConfigError: the folder holds a run with another configuration; names what differs.
+          StorageError: the folder cannot be written.
+        """
+        run = content_hash.digest({}, json.loads(json.dumps(description)))
+        before = self._read_json(self._run) if self._run.is_file() else {}
+        if "config" in before and before.get("config_hash") != run and resume:
+            raise errors.ConfigError(
+                f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
+                "give another --model_dir, or --noresume to start over here"
+            )
+        if not resume and self.checkpoints.is_dir():
+            aside = self.root / f"checkpoints.{int(time.time())}"
+            self.checkpoints.rename(aside)
+        for name, text in texts.items():
+            atomic.write_text(self.root / name, text)
+        record = {**before, "config_hash": run, "versions": _versions(), "config": description}
+        atomic.write_json(self._run, record)
+        return run
+
+    def write_task(self, task: Task, labels: tuple[str, ...], seed: int) -> None:
+        """Writes what evaluation needs to open the task's data again."""
+        folder = self.task_folder(task.name)
+        atomic.write_text(folder / "labels.txt", "\n".join(labels) + "\n")
+        atomic.write_json(folder / "task.json", {**plain_task(task), "seed": seed})
+
+    def tasks(self) -> list[str]:
+        """The tasks that have a patch file.
+
+        Raises:
+          ArtifactError: the folder holds no finished run.
+        """
+        found = sorted(path.parent.name for path in self.root.glob("tasks/*/patch.safetensors"))
+        if not found:
+            what = "holds no finished task" if self.root.is_dir() else "does not exist"
+            raise errors.ArtifactError(f"model_dir {self.root} {what}; train first")
+        return found
+
+    def chosen_tasks(self, task: str | None) -> list[str]:
+        """`task` alone, or all tasks.
+
+        Raises:
+          ConfigError: no such task; the nearest name is shown.
+        """
+        known = self.tasks()
+        if task is None:
+            return known
+        if task not in known:
+            raise errors.ConfigError(errors.unknown(f"task of {self.root}", task, known))
+        return [task]
+
+    def read_task(self, name: str) -> tuple[Task, int]:
+        """A task as it was trained, and the seed of its run; `data` is empty if it was a Python object."""
+        values = self._read_json(self.task_folder(name) / "task.json")
+        seed = values.pop("seed")
+        return task_of(values), seed
+
+    def load_backbone(self) -> Backbone:
+        """The run's backbone."""
+        return backbone_files.load(self.backbone)
+
+    def load_task(self, name: str, backbone: Backbone | None = None) -> PatchedModel:
+        """The task model of a finished task."""
+        self.chosen_tasks(name)
+        return patch_file.load_patch(self.patch(name), backbone or self.load_backbone(), self.heads, self.factors)
+
+    @staticmethod
+    def _read_json(path: pathlib.Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise errors.ArtifactError(f"cannot read {path}: {e}") from e
+
+
+def load_task(model_dir: str | pathlib.Path, task: str):
+    """The plain `keras.Model` of a task that a run finished: images (batch, height, width, 3) of 0 to 255 to logits."""
+    return ModelDir(model_dir).load_task(task).model
+
+
+def plain_task(task: Task) -> dict[str, Any]:
+    """The fields of a task as plain values; data that is a Python object becomes an empty string."""
+    values = {name: getattr(task, name) for name in _PLAIN_FIELDS}
+    objective = task.objective if isinstance(task.objective, str) else task.objective.name
+    plain = {"data": "" if isinstance(task.data, Source) else task.data, "metrics": list(task.metrics)}
+    return {**values, **plain, "patch": str(task.patch), "objective": objective}
+
+
+def task_of(values: Mapping[str, Any]) -> Task:
+    """The task of plain values, those of earlier versions included: fields by their former names, former patch options."""
+    renamed = {_FORMER_FIELDS.get(name, name): value for name, value in values.items()}
+    return Task(**{**renamed, "patch": PatchSpec.parse(renamed["patch"], stored=True)})
+
+
+def _versions() -> dict[str, str]:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    return {"k4p1": k4p1.__version__, "tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
+
+
+def _difference(before: Any, now: Any, path: str = "") -> str:
+    """The first place in which two descriptions differ."""
+    if isinstance(before, dict) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            if before.get(key) != json.loads(json.dumps(now.get(key))):
+                return _difference(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    if isinstance(before, list) and isinstance(now, (list, tuple)) and len(before) == len(now):
+        for index, (a, b) in enumerate(zip(before, now, strict=True)):
+            if a != json.loads(json.dumps(b)):
+                return _difference(a, b, f"{path}[{index}]")
+    return f"{path}: {str(before)[:60]} there, {str(now)[:60]} now"

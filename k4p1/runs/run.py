@@ -1,0 +1,230 @@
+"""One run: tasks on one backbone, from their definitions to patch files. Multi-task and transfer learning are both this."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.backbones.backbone import Backbone
+from k4p1.cluster.place import where_to_run
+from k4p1.cluster.spec import ClusterSpec
+from k4p1.engine.groups import freeze, write_back
+from k4p1.engine.optimizer_config import OptimizerConfig
+from k4p1.engine.rules import Rules
+from k4p1.files import atomic, status_file
+from k4p1.files.run_lock import check_usable, run_lock
+from k4p1.files.status_file import StatusFile
+from k4p1.patches.patched_layer import FIXED
+from k4p1.patches.patched_model import PatchedModel
+from k4p1.runs import tables
+from k4p1.runs.description import describe
+from k4p1.runs.finalize import finalize, recalibrate
+from k4p1.runs.model_dir import ModelDir
+from k4p1.runs.settings import RunSettings
+from k4p1.runs.training import TrainingPlace, train
+from k4p1.runs.warm_start import read_teachers, read_warm_starts
+from k4p1.tasks.prepare import PreparedTask, prepare_tasks
+from k4p1.tasks.task import Task
+
+if TYPE_CHECKING:
+    from k4p1.cluster.run_cluster import RunCluster
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run leaves in memory.
+
+    Attributes:
+      summary: the content of `result.json`.
+      models: the task models by name, trained.
+      backbone: trained with them, or as it was.
+    """
+
+    summary: Mapping[str, Any]
+    models: Mapping[str, PatchedModel]
+    backbone: Backbone
+
+
+def run(
+    backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings
+) -> RunResult:
+    """Trains tasks on one backbone and writes what they learned.
+
+    Args:
+      backbone: or a function that makes it, called after precision and seed are set.
+      tasks: with distinct names.
+      shared_trained: True: the shared weights learn from all tasks (K4P1, section 2, "Multitask learning"). False: they are
+        frozen ("Transfer learning").
+      settings: see `RunSettings`.
+    """
+    if settings.dry_run:
+        return _dry_run(backbone, tasks, shared_trained, settings)
+    folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
+    role = where_to_run().role
+    status = StatusFile()
+    with contextlib.ExitStack() as held, _outcome(status, on_cluster=role is not None):
+        # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
+        hold = _Hold(held, folder)
+        cluster = _connect(role, backbone, tasks, folder, settings, hold) if role is not None else None
+        # 2. The backbone, the data and models of the tasks, and the rules by which parameters are updated.
+        backbone, prepared, rules = _prepare(backbone, tasks, shared_trained, settings)
+        texts = settings.texts()
+        # 3. The folder, if it is this run's.
+        run_hash = ""
+        if folder is not None:
+            hold()
+            description = describe(backbone, prepared, shared_trained, settings)
+            run_hash = folder.begin(description, texts, settings.resume)
+            status.begin(folder.root)
+            for task in prepared:
+                folder.write_task(task.task, task.labels, settings.seed)
+        # 4. Training; the joint best state of all tasks.
+        place = TrainingPlace(folder, run_hash, status, cluster)
+        trained = train(prepared, rules, settings, place)
+        # 5. With `refit`, once more on train and validation together, for as many steps as were best.
+        if settings.refit:
+            prepared = _for_refit(prepared, max(trained.progress.best_step, 1))
+            trained = dataclasses.replace(train(prepared, rules, settings, place, refit=True), progress=trained.progress)
+        # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
+        write_back(trained.groups, trained.vectors)
+        recalibrate(prepared, settings.recalibration_batches)
+        splits = ("test",) if settings.refit else ("validation", "test")  # a refit has trained on validation images
+        result = finalize(backbone, prepared, folder, shared_trained, trained.progress.skipped, splits, settings.seed)
+        if trained.step_counts is not None:
+            result["cluster"] = trained.step_counts.as_json()
+        if folder is not None:
+            atomic.write_json(folder.result, result)
+        if not settings.quiet:
+            tables.print_result(result)
+        return RunResult(result, {task.name: task.patched for task in prepared}, backbone)
+
+
+def _prepare(
+    backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], shared_trained: bool, settings: RunSettings
+) -> tuple[Backbone, list[PreparedTask], Rules]:
+    """Backbone, tasks and rules. Precision and seed come before the first variable."""
+    keras.config.set_dtype_policy(settings.precision)
+    keras.utils.set_random_seed(settings.seed)
+    backbone = backbone() if callable(backbone) else backbone
+    prepared = prepare_tasks(
+        backbone,
+        tasks,
+        shared_trained=shared_trained,
+        steps=settings.steps,
+        seed=settings.seed,
+        starts=read_warm_starts(tasks, backbone),
+        teachers=read_teachers(tasks),
+    )
+    if not shared_trained:
+        _warn_of_random_heads(prepared)
+    split = "train+validation" if settings.refit else "train"
+    examples = {task.name: task.splits.size(split) for task in prepared}
+    optimizer = settings.optimizer or OptimizerConfig()
+    rules = optimizer.resolved({task.name: task.task.learning_rate for task in prepared}, examples)
+    frozen = freeze({task.name: task.patched for task in prepared}, rules)
+    prepared = [dataclasses.replace(task, patched=frozen[task.name]) for task in prepared]
+    _warn_of_unmatched_rules(prepared, rules)
+    return backbone, prepared, rules
+
+
+def _dry_run(backbone, tasks: Sequence[Task], shared_trained: bool, settings: RunSettings) -> RunResult:
+    backbone, prepared, rules = _prepare(backbone, tasks, shared_trained, settings)
+    settings.texts()
+    tables.print_parameters(prepared)
+    trained = train(prepared, rules, settings, TrainingPlace(), stop_after=len(prepared))
+    tables.print_updates(trained.groups, _frozen_by_rules(prepared, rules))
+    print("dry run: every task took one step; nothing was written")
+    return RunResult({}, {task.name: task.patched for task in prepared}, backbone)
+
+
+def _frozen_by_rules(prepared: Sequence[PreparedTask], rules: Rules) -> dict[str, int]:
+    """How many values each rule freezes."""
+    sizes: dict[str, dict[int, int]] = {}
+    for task in prepared:
+        for p in task.patched.parameters:
+            update = rules.update_of(p, task.name)
+            if p.role == FIXED and update.frozen and not p.auxiliary:
+                sizes.setdefault(update.sources["frozen"], {})[id(p.variable)] = p.size
+    return {source: sum(found.values()) for source, found in sizes.items()}
+
+
+class _Hold:
+    """Takes the folder for this run, once; it is released with the stack."""
+
+    def __init__(self, stack: contextlib.ExitStack, folder: ModelDir | None):
+        self._stack, self._folder = stack, folder
+
+    def __call__(self) -> None:
+        if self._folder is not None:
+            folder, self._folder = self._folder, None
+            check_usable(folder.root)
+            self._stack.enter_context(run_lock(folder.root))
+
+
+@contextlib.contextmanager
+def _outcome(status: StatusFile, on_cluster: bool) -> Iterator[None]:
+    """Writes how the run ended into its status; on a cluster, what TensorFlow raises becomes the error of a lost server."""
+    try:
+        yield
+    except (errors.Preempted, errors.Interrupted, errors.ClusterError) as e:
+        status.end(status_file.STOPPED, str(e))
+        raise
+    except errors.K4p1Error as e:
+        status.end(status_file.FAILED, str(e))
+        raise
+    except tf.errors.OpError as e:
+        if not on_cluster:
+            raise
+        status.end(status_file.STOPPED, str(e))
+        raise errors.ServerLostError(f"the cluster failed ({str(e).splitlines()[0][:200]})") from e
+    except BaseException as e:
+        status.end(status_file.FAILED, f"{type(e).__name__}: {e}")
+        raise
+    status.end(status_file.FINISHED)
+
+
+def _connect(
+    role: ClusterSpec,
+    backbone: Backbone | Callable[[], Backbone],
+    tasks: Sequence[Task],
+    folder: ModelDir | None,
+    settings: RunSettings,
+    hold: Callable[[], None],
+) -> "RunCluster":
+    from k4p1.cluster.run_cluster import RunCluster
+
+    if isinstance(backbone, Backbone):
+        raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
+    if settings.jit_compile:
+        raise errors.ConfigError("jit_compile=True: XLA cannot compile steps whose vectors are on parameter servers")
+    workers = {task.name: (task.workers, task.worker_share) for task in tasks}
+    RunCluster.check(role, workers, settings)
+    resumes = folder is not None and settings.resume
+    before = status_file.read(folder.root).get("tasks", {}) if resumes else {}
+    known_steps = {task: values.get("done", 0) for task, values in before.items()}
+    hold()
+    root = None if folder is None else folder.root
+    return RunCluster.connect(role, workers, settings, known_steps, root, settings.gin_hash)
+
+
+def _for_refit(prepared: Sequence[PreparedTask], best_step: int) -> list[PreparedTask]:
+    total = sum(task.steps for task in prepared)
+    return [dataclasses.replace(t, steps=max(1, round(t.steps * best_step / total))) for t in prepared]
+
+
+def _warn_of_random_heads(prepared: Sequence[PreparedTask]) -> None:
+    for task in prepared:
+        if task.patched.spec.shares_head:
+            print(
+                f"task '{task.name}': '{task.patched.spec}' does not own its head, and shared weights are frozen: the head "
+                "stays at its random values (K4P1's \"random last\"); add '+head' to train it"
+            )
+
+
+def _warn_of_unmatched_rules(prepared: Sequence[PreparedTask], rules: Rules) -> None:
+    for rule in rules.unmatched({task.name: task.patched for task in prepared}):
+        errors.warn(f"{rule.source} matches no parameter of this run")

@@ -1,0 +1,73 @@
+"""How a run goes: what `train` and `finetune` have in common."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from k4p1 import checks, errors
+from k4p1.cluster.policy import WorkerPolicy
+from k4p1.engine.optimizer_config import OptimizerConfig
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings(WorkerPolicy):
+    """How a run goes, on a cluster with the policy of its workers too; what `train` and `finetune` have in common.
+
+    Attributes:
+      steps: step target of a task of turn_weight 1 that names neither steps nor epochs.
+      optimizer: learning rate, optimizer, schedule, rules; see `OptimizerConfig`.
+      seed: of everything random.
+      evaluate_every: steps of all tasks together between evaluations; None: ten in a run.
+      checkpoint_every: steps of all tasks together between checkpoints; None: ten in a run.
+      keep_checkpoints: how many of the newest stay.
+      recalibration_batches: training batches for the population statistics of batch normalisation.
+      precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
+      cache_features: compute features once where only the head trains; None: where that is possible.
+      refit: after selection, train again on train and validation together, for the number of steps that was best.
+      jit_compile: compile steps with XLA; not for a CPU, where it slows convolutions down.
+      model_dir: where everything is written; None: nowhere.
+      resume: resume from the newest checkpoint in model_dir.
+      dry_run: build everything, print the parameter table, take one step per task, write nothing.
+      quiet: show no progress.
+      gin_hash: of the configuration files, which servers and workers compare with theirs.
+      texts: further files for model_dir, by name; called once everything is built.
+    """
+
+    steps: int | None = None
+    optimizer: OptimizerConfig | None = None
+    seed: int = 0
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 3
+    recalibration_batches: int = 50
+    precision: str = "float32"
+    cache_features: bool | None = None
+    refit: bool = False
+    jit_compile: bool = False
+    model_dir: str | pathlib.Path | None = None
+    resume: bool = True
+    dry_run: bool = False
+    quiet: bool = False
+    gin_hash: str = ""
+    texts: Callable[[], Mapping[str, str]] = dict
+
+    @classmethod
+    def of(cls, function: str, **settings: Any) -> "RunSettings":
+        """Settings given to a run function; an unknown one is refused with the nearest name."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise errors.ConfigError(errors.unknown(f"setting of {function}", name, known))
+        return cls(**settings)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.precision not in PRECISIONS:
+            raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
+        for name in ("steps", "evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches"):
+            if getattr(self, name) is not None:
+                checks.check_number(name, getattr(self, name), checks.POSITIVE_WHOLE)
+        checks.check_number("seed", self.seed, checks.WHOLE)

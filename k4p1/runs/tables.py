@@ -1,0 +1,84 @@
+"""Tables of a run for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import console as rich_console
+from rich import markup
+from rich import table as rich_table
+
+from k4p1.engine.groups import ParameterGroup
+from k4p1.patches.patched_layer import FIXED, STATISTICS, TRAINED
+from k4p1.patches.patched_model import PRIVATE, SHARED
+from k4p1.tasks.prepare import PreparedTask
+
+
+def print_parameters(prepared: Sequence[PreparedTask]) -> None:
+    """Parameter values of every task: shared, private trained, private fixed, statistics."""
+    table = _table("Parameters", "task", "patch", "shared", "private trained", "private fixed", "private statistics")
+    for task in prepared:
+        count = task.patched.count
+        shared = count(SHARED, TRAINED, FIXED, STATISTICS)
+        private = (count(PRIVATE, role) for role in (TRAINED, FIXED, STATISTICS))
+        table.add_row(task.name, str(task.patched.spec), *(f"{n:,}" for n in (shared, *private)))
+    _print(table)
+
+
+def print_updates(groups: Sequence[ParameterGroup], frozen: Mapping[str, int]) -> None:
+    """Learning rate, optimizer and weight decay of every group of trained parameters, each with the rule that won;
+    and how many values rules freeze, by rule."""
+    table = _table("Update rules", "group", "values", "learning rate", "optimizer", "weight decay")
+    for group in groups:
+        rates: dict[tuple[float, str], list[str]] = {}
+        for task, update in group.updates.items():
+            sources = [update.sources[name] for name in ("learning_rate", "rate_factor") if name in update.sources]
+            rates.setdefault((update.rate, " x ".join(sources)), []).append(task)
+        if rates:
+            several = len(rates) > 1
+            shown = [f"{rate:g} ({why})" + (f" for {', '.join(t)}" if several else "") for (rate, why), t in rates.items()]
+            optimizer = f"{type(group.update.optimizer).__name__} ({group.update.sources['optimizer']})"
+            decay = f"{group.update.weight_decay:g} ({group.update.sources['weight_decay']})"
+            table.add_row(group.name, f"{group.packing.size:,}", "; ".join(shown), optimizer, decay)
+    for source, size in frozen.items():
+        table.add_row("frozen", f"{size:,}", f"none ({source})", "", "")
+    _print(table)
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The selecting metric (accuracy of tasks that classify), parameters and bytes of every task of a finished run."""
+    title = f"{result['shared_parameters']:,} shared parameters"
+    table = _table(title, "task", "steps", "validation", "test", "private trained", "statistics", "patch bytes")
+    for name, task in result["tasks"].items():
+        measured = (task.get(f"{split}_{task.get('metric', 'accuracy')}") for split in ("validation", "test"))
+        table.add_row(
+            name,
+            f"{task['steps']:,}",
+            *("-" if a is None else f"{a:.3f}" for a in measured),
+            *(
+                "-" if task[key] is None else f"{task[key]:,}"
+                for key in ("private_trained", "private_statistics", "patch_bytes")
+            ),
+        )
+    _print(table)
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Any table."""
+    table = _table(title, *columns)
+    for row in rows:
+        table.add_row(*(markup.escape(str(cell)) for cell in row))
+    _print(table)
+
+
+def _table(title: str, *columns: str) -> rich_table.Table:
+    table = rich_table.Table(title=markup.escape(title))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _print(table: rich_table.Table) -> None:
+    console = rich_console.Console()
+    if not console.is_terminal:
+        console = rich_console.Console(width=120)
+    console.print(table)

@@ -1,0 +1,138 @@
+"""Trains prepared tasks, on one machine or on a cluster."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from k4p1.engine.bookkeeping import Progress, TrainingTask
+from k4p1.engine.checkpoints import Checkpoints
+from k4p1.engine.groups import ParameterGroup, plan_groups
+from k4p1.engine.optimizer_config import OptimizerConfig
+from k4p1.engine.pure import PureTask
+from k4p1.engine.reporting import Reporter
+from k4p1.engine.rules import Rules
+from k4p1.engine.store import Store
+from k4p1.engine.training import Trainer
+from k4p1.files.status_file import StatusFile
+from k4p1.patches.patched_model import PatchedModel
+from k4p1.runs.model_dir import ModelDir
+from k4p1.runs.settings import RunSettings
+from k4p1.tasks.cached_features import CachedFeatures
+from k4p1.tasks.prepare import PreparedTask
+
+if TYPE_CHECKING:
+    from k4p1.cluster.run_cluster import RunCluster
+    from k4p1.cluster.step_counts import StepCounts
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlace:
+    """Where training happens and what it leaves: the folder and the hash of the run, its status, its cluster."""
+
+    folder: ModelDir | None = None
+    run_hash: str = ""
+    status: StatusFile | None = None
+    cluster: "RunCluster | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What training leaves.
+
+    Attributes:
+      groups: of parameters.
+      vectors: of the joint best state, by group.
+      progress: best metric, skipped images.
+      step_counts: on a cluster, what became of the steps.
+    """
+
+    groups: Sequence[ParameterGroup]
+    vectors: Mapping[str, np.ndarray]
+    progress: Progress
+    step_counts: "StepCounts | None"
+
+
+def train(
+    prepared: Sequence[PreparedTask],
+    rules: Rules,
+    settings: RunSettings,
+    place: TrainingPlace,
+    *,
+    refit: bool = False,
+    stop_after: int | None = None,
+) -> Trained:
+    """Trains to the step targets, from the newest checkpoint of the folder on.
+
+    Args:
+      prepared: the tasks.
+      rules: how parameters are updated.
+      settings: of the run.
+      place: where.
+      refit: on train and validation together, without selection.
+      stop_after: only so many steps, for a trial.
+    """
+    split = "train+validation" if refit else "train"
+    patched, inputs = _inputs(prepared, settings, cacheable=stop_after is None and place.cluster is None)
+    groups = plan_groups(patched, rules)
+    schedule = (settings.optimizer or OptimizerConfig()).schedule
+    tasks = []
+    for task in prepared:
+        data, definition = inputs[task.name], task.task
+        selects = not refit and stop_after is None and task.splits.has("validation")
+        tasks.append(
+            TrainingTask(
+                pure=PureTask(task.name, patched[task.name], groups),
+                steps=task.steps,
+                epochs=task.steps * definition.batch_size / task.splits.size(split),
+                batches=functools.partial(data.training, split=split),
+                loss=task.loss,
+                loss_terms=task.loss.names,
+                metrics=task.metrics,
+                selecting=definition.metrics[0],
+                validation=functools.partial(data.sequential, "validation") if selects else None,
+                calibration=task.pipeline.calibration,
+                schedule=schedule if definition.schedule is None else definition.schedule,
+            )
+        )
+    steps = {task.name: task.steps for task in prepared}
+    total = sum(steps.values())
+    how = {
+        "seed": settings.seed,
+        "evaluate_every": settings.evaluate_every or max(1, total // 10),
+        "checkpoint_every": settings.checkpoint_every or max(1, total // 10),
+        "loss_scaled": settings.precision == "mixed_float16",
+    }
+    checkpoints, root = None, None
+    if place.folder is not None:
+        root = place.folder.root
+        where = place.folder.checkpoints / "refit" if refit else place.folder.checkpoints
+        checkpoints = Checkpoints(where, settings.keep_checkpoints, place.run_hash)
+    with Reporter(steps, root, settings.quiet or stop_after is not None, place.status) as reporter:
+        if any(isinstance(data, CachedFeatures) for data in inputs.values()):
+            reporter.message("only the head trains: features are computed once")
+        if place.cluster is not None:
+            known_steps = {} if refit else place.cluster.known_steps
+            trainer = place.cluster.trainer(tasks, groups, reporter, checkpoints, known_steps=known_steps, **how)
+            vectors = trainer.run()
+        else:
+            store = Store(groups, steps, how["loss_scaled"])
+            trainer = Trainer(tasks, store, reporter, checkpoints, jit_compile=settings.jit_compile, **how)
+            vectors = trainer.run(stop_after)
+    return Trained(groups, vectors, trainer.progress, getattr(trainer, "step_counts", None))
+
+
+def _inputs(
+    prepared: Sequence[PreparedTask], settings: RunSettings, cacheable: bool
+) -> tuple[dict[str, PatchedModel], dict[str, object]]:
+    """Models and batches by task: of images, or where only the head trains of features that are computed once."""
+    patched, inputs = {}, {}
+    for task in prepared:
+        cached = cacheable and settings.cache_features is not False and task.only_head_trains()
+        inputs[task.name] = (
+            CachedFeatures(task.pipeline, task.patched, task.task.dropout, settings.seed) if cached else task.pipeline
+        )
+        patched[task.name] = inputs[task.name].patched if cached else task.patched
+    return patched, inputs

@@ -1,0 +1,1 @@
+"""What answers: SavedModels, sets of patches, predictions."""

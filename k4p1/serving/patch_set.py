@@ -1,0 +1,184 @@
+"""Many tasks on one loaded backbone: add, switch, combine, merge, delete."""
+
+import pathlib
+import threading
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from k4p1 import errors
+from k4p1.backbones.backbone import Backbone
+from k4p1.patches import factor_file, patch_file, task_head
+from k4p1.patches.apply import apply_patches
+from k4p1.patches.fold import fold
+from k4p1.patches.patched_model import FACTORS, PatchedModel
+
+
+class PatchSet:
+    """The tasks of one backbone, for a program that answers for many of them.
+
+    There is no active task: each call names its own, so threads do not disturb one another. A task costs the memory of its
+    patch; the backbone's values are there once, and never written.
+
+    Args:
+      backbone: shared by all.
+      heads: folder of shared heads, for tasks that share theirs.
+      factors: folder of factor files, for tasks that were compressed together; equal factors are loaded once.
+    """
+
+    def __init__(
+        self, backbone: Backbone, heads: str | pathlib.Path | None = None, factors: str | pathlib.Path | None = None
+    ):
+        self.backbone = backbone
+        self._heads, self._factors_folder = heads, factors
+        self._tasks: dict[str, PatchedModel] = {}
+        self._labels: dict[str, tuple[str, ...]] = {}
+        self._objectives: dict[str, str] = {}
+        self._merged: dict[str, keras.Model] = {}
+        self._factors: dict[str, Mapping[str, keras.Variable]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, path: str | pathlib.Path, name: str | None = None) -> str:
+        """Adds the task of a patch file and returns its name.
+
+        Args:
+          path: of the patch file.
+          name: by default, the one in the file.
+
+        Raises:
+          ConfigError: the name is taken.
+          ArtifactError: damaged, or for another backbone; the set stays as it was.
+        """
+        info = patch_file.read_info(path)
+        name = name or info.task
+        self._check_free(name)
+        factors = self._shared_factors(info) if info.factors else None
+        self._put(name, patch_file.load_patch(path, self.backbone, self._heads, factors), info.labels, info.objective)
+        return name
+
+    def _shared_factors(self, info: patch_file.PatchInfo) -> Mapping[str, keras.Variable]:
+        with self._lock:
+            known = self._factors.get(info.factors)
+        if known is not None:
+            return known
+        loaded = factor_file.load_factors(self._factors_folder, info.factors, info.fingerprint)
+        with self._lock:
+            return self._factors.setdefault(info.factors, loaded)
+
+    def delete(self, name: str) -> None:
+        """Removes a task, and frees its patch once its model is no longer used; factors that it shared stay."""
+        self._get(name)
+        with self._lock:
+            for held in (self._tasks, self._labels, self._objectives, self._merged):
+                held.pop(name, None)
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks, in the order in which they came."""
+        with self._lock:
+            return list(self._tasks)
+
+    def labels(self, name: str) -> tuple[str, ...]:
+        """Class names of a task."""
+        with self._lock:
+            if name in self._labels:
+                return self._labels[name]
+        raise errors.ConfigError(errors.unknown("task of this set", name, self.names))
+
+    def model(self, name: str) -> keras.Model:
+        """The `keras.Model` of a task, merged if it was: images (batch, height, width, 3) of 0 to 255 to logits."""
+        patched = self._get(name)
+        with self._lock:
+            return self._merged.get(name, patched.model)
+
+    def __call__(self, name: str, images) -> np.ndarray | dict[str, np.ndarray]:
+        """What the head of a task puts out for images (batch, height, width, 3) of 0 to 255: logits (batch, classes) of one
+        that classifies; arrays by name where a head has several outputs."""
+        outputs = self.model(name)(images, training=False)
+        return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
+
+    def merge(self, name: str) -> keras.Model:
+        """A plain Keras model of the task, its patch folded into a copy of the weights; `model` gives it from now on."""
+        patched = self._get(name)
+        merged = fold(patched.model)
+        with self._lock:
+            if self._tasks.get(name) is patched:  # not deleted meanwhile
+                self._merged[name] = merged
+        return merged
+
+    def unmerge(self, name: str) -> None:
+        """Drops the merged copy: the task computes bit for bit what it did before `merge`."""
+        self._get(name)
+        with self._lock:
+            self._merged.pop(name, None)
+
+    def combine(self, name: str, weights: Mapping[str, float]) -> None:
+        """Adds a task whose private values are `sum_t w_t P_t`, a weighted sum over tasks of one spec and the same labels.
+
+        Args:
+          name: of the new task.
+          weights: w_t by task; they need not add up to 1.
+
+        Raises:
+          PatchError: tasks of different specs, labels or factors; or masks, whose bits have no weighted sum.
+        """
+        self._check_free(name)
+        parts = {task: self._get(task) for task in weights}
+        if not parts:
+            raise errors.PatchError("combine needs at least one task with its weight")
+        for task, weight in weights.items():
+            if not np.isfinite(weight):
+                raise errors.PatchError(f"combine: the weight of '{task}' is {weight}; expected a finite number")
+        first_name, first = next(iter(parts.items()))
+        fingerprint = patch_file.head_fingerprint
+        for task, patched in parts.items():
+            differs = [
+                what
+                for what, same in {
+                    "patch specs": patched.spec == first.spec,
+                    "labels": self._labels[task] == self._labels[first_name],
+                    "objectives": self._objectives[task] == self._objectives[first_name],
+                    "shared factors": set(map(id, patched.factors().values())) == set(map(id, first.factors().values())),
+                    "shared heads": not first.spec.shares_head or fingerprint(patched) == fingerprint(first),
+                    "image sizes": patched.image_size == first.image_size,
+                }.items()
+                if not same
+            ]
+            if differs:
+                raise errors.PatchError(f"tasks '{first_name}' and '{task}' cannot be combined: different {differs[0]}")
+        if any(p.storage is not None for p in first.owned()):
+            raise errors.PatchError(f"'{first.spec}' has masks: bits have no weighted sum; combine other patches")
+        combined = apply_patches(
+            self.backbone,
+            first.spec,
+            head=task_head.of_objective(self._objectives[first_name], self._labels[first_name]),
+            image_size=first.image_size,
+            shared_head=first.head if first.spec.shares_head else None,
+            factors={p.key: p.variable for p in first.parameters if p.kind == FACTORS},
+            name=name,
+        )
+        stored = {task: patched.stored() for task, patched in parts.items()}
+        sums = {key: sum(w * stored[task][key] for task, w in weights.items()) for key in stored[first_name]}
+        for key, value in sums.items():
+            if key.endswith("moving_variance") and np.min(value) < 0:
+                raise errors.PatchError(f"combine: '{key}' would hold a negative variance; give other weights")
+        combined.restore({key: np.asarray(value, np.float32) for key, value in sums.items()}, f"combined task '{name}'")
+        self._put(name, combined, self._labels[first_name], self._objectives[first_name])
+
+    def _get(self, name: str) -> PatchedModel:
+        with self._lock:
+            if name not in self._tasks:
+                raise errors.ConfigError(errors.unknown("task of this set", name, self._tasks))
+            return self._tasks[name]
+
+    def _check_free(self, name: str) -> None:
+        with self._lock:
+            if name in self._tasks:
+                raise errors.ConfigError(f"this set has a task '{name}'; delete it first, or give another name")
+
+    def _put(self, name: str, patched: PatchedModel, labels: tuple[str, ...], objective: str) -> None:
+        with self._lock:
+            if name in self._tasks:
+                raise errors.ConfigError(f"this set has a task '{name}'; delete it first, or give another name")
+            self._tasks[name], self._labels[name], self._objectives[name] = patched, labels, objective

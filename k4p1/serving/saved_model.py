@@ -1,0 +1,143 @@
+"""One SavedModel per task, ready for TensorFlow Serving: preprocessing inside, labels beside."""
+
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from k4p1 import errors
+from k4p1.data import preprocessing
+from k4p1.files import atomic
+from k4p1.patches.fold import fold
+from k4p1.patches.patched_model import LOGITS
+from k4p1.patches.task_head import DEFAULT_OBJECTIVE
+from k4p1.tasks import objectives
+from k4p1.tasks.objectives import Objective
+
+_PROBE_SIZE = 4
+
+
+class ServedTask(tf.Module):
+    """A task model with its preprocessing.
+
+    Signatures, each giving the answers of the task's objective; for classification `probabilities` (softmax of the logits)
+    and `logits`, float32 (batch, classes):
+
+    * `serving_default(images)`: uint8 (batch, height, width, 3), any size;
+    * `encoded(encoded)`: string (batch,), JPEG, PNG, BMP or GIF bytes, of any sizes.
+
+    Args:
+      model: task model, images of its size to outputs.
+      image_size: (height, width) in pixels.
+      objective: of the task.
+      labels_path: file of class names; the asset `labels.txt`.
+    """
+
+    def __init__(self, model: keras.Model, image_size: tuple[int, int], objective: Objective, labels_path: pathlib.Path):
+        super().__init__()
+        self._model, self._size, self._objective = model, image_size, objective
+        self._weights = model.variables  # tracked, so that they are saved
+        self.labels_file = tf.saved_model.Asset(str(labels_path))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
+    def serve_images(self, images):
+        """Answers for raw images."""
+        return self._answer(preprocessing.resize(images, self._size))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="encoded")])
+    def serve_encoded(self, encoded):
+        """Answers for encoded images."""
+        images = tf.map_fn(
+            lambda one: preprocessing.resize(preprocessing.decode(one), self._size),
+            encoded,
+            fn_output_signature=tf.TensorSpec([*self._size, 3], tf.uint8),
+        )
+        return self._answer(images)
+
+    def _answer(self, images):
+        return self._objective.answers(outputs_of(self._model, images))
+
+
+def outputs_of(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The outputs of a task model by name, float32; a single one is `logits`."""
+    outputs = model(images, training=False)
+    outputs = outputs if isinstance(outputs, dict) else {LOGITS: outputs}
+    return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
+
+
+def export_task(
+    model: keras.Model,
+    image_size: tuple[int, int],
+    labels: Sequence[str],
+    folder: str | pathlib.Path,
+    objective: str | Objective = DEFAULT_OBJECTIVE,
+) -> tuple[pathlib.Path, float]:
+    """Writes `<folder>/<version>/`, version one above the highest there, and checks it against the task model.
+
+    The patch is folded into plain layers first. The SavedModel is written beside, read back and compared on a probe batch
+    of random images before it takes its name.
+
+    Args:
+      model: task model, images (batch, height, width, 3) of 0 to 255 to logits.
+      image_size: (height, width) in pixels.
+      labels: class names.
+      folder: of the task; its version folders are what TensorFlow Serving looks for.
+      objective: of the task; it says what the SavedModel answers.
+
+    Returns:
+      (path of the SavedModel, largest difference of its answers on the probe).
+
+    Raises:
+      StorageError: the folder cannot be written.
+      ArtifactError: the SavedModel read back does not compute what the task model does.
+    """
+    folder, objective = pathlib.Path(folder).expanduser(), objectives.find(objective)
+    versions = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.is_dir() else []
+    target = folder / str(max(versions, default=0) + 1)
+    partial = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        with tempfile.TemporaryDirectory() as scratch:
+            labels_path = pathlib.Path(scratch) / "labels.txt"
+            labels_path.write_text("\n".join(labels) + "\n", encoding="utf-8")
+            served = ServedTask(fold(model), image_size, objective, labels_path)
+            signatures = {"serving_default": served.serve_images, "encoded": served.serve_encoded}
+            tf.saved_model.save(served, str(partial), signatures=signatures)
+        difference = _largest_difference(model, objective, partial, image_size)
+        partial.chmod(0o755)
+        partial.rename(target)
+        partial = None
+    except OSError as e:
+        raise atomic.storage_error(target, e) from e
+    except (tf.errors.OpError, UnicodeError) as e:
+        raise errors.StorageError(f"cannot write {target}: {str(e).splitlines()[0][:160]}") from e
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target, difference
+
+
+def _largest_difference(model: keras.Model, objective: Objective, path: pathlib.Path, image_size: tuple[int, int]) -> float:
+    probe = np.random.default_rng(0).integers(0, 256, (_PROBE_SIZE, *image_size, 3), np.uint8)
+    expected = objective.answers(outputs_of(model, tf.constant(probe)))
+    found = tf.saved_model.load(str(path)).signatures["serving_default"](images=tf.constant(probe))
+    half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers())
+    largest = 0.0
+    for name, answer in expected.items():
+        if not answer.dtype.is_floating:  # such as class numbers: equal but for ties, which rounding may decide otherwise
+            continue
+        answer = answer.numpy()
+        difference = float(np.max(np.abs(answer - found[name].numpy())))
+        allowed = (0.05 if half else 1e-4) * max(1.0, float(np.max(np.abs(answer))))
+        if not difference <= allowed:
+            raise errors.ArtifactError(
+                f"the SavedModel differs from the task model by {difference:.2g} in its {name}, more than {allowed:.2g}; "
+                "not written"
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,1 @@
+"""What compares methods and draws pictures."""

@@ -1,0 +1,163 @@
+"""The loss of a task: a sum of weighted terms, each of which is logged by its name.
+
+As text, `1.0*softmax_cross_entropy + 0.5*distillation(teacher='runs/a/tasks/animals/patch.safetensors')`; or as a mapping
+from terms to weights, `{"softmax_cross_entropy": 1.0, "distillation(head=old)": 0.5}`, which takes gin's macros.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from k4p1 import checks, errors, spec_grammar
+from k4p1.engine.metrics import Batch, Metric, Outputs, PerExample
+from k4p1.engine.step import Term
+from k4p1.tasks import distillation
+from k4p1.tasks.objectives import Objective
+
+_ONLY_TRAINING = {"label_smoothing": 0.0}  # what evaluation measures without
+
+
+@dataclasses.dataclass(frozen=True)
+class TermSpec:
+    """A term of a loss, as given.
+
+    Attributes:
+      name: of the term.
+      weight: in the sum.
+      options: of the term, by name, of their types.
+    """
+
+    name: str
+    weight: float
+    options: Mapping[str, Any]
+
+
+def parse(loss: str | Mapping[str, float], objective: Objective, defaults: Mapping[str, Any]) -> tuple[TermSpec, ...]:
+    """Reads a loss.
+
+    Args:
+      loss: text or mapping, see the module.
+      objective: whose terms it may name, beside `distillation`.
+      defaults: options that terms take where they have them and do not say otherwise.
+
+    Raises:
+      ConfigError: bad syntax, an unknown term or option, or a weight that is not positive.
+    """
+    try:
+        if isinstance(loss, Mapping):
+            listed = [(weight, *_one(str(term))) for term, weight in loss.items()]
+        elif isinstance(loss, str):
+            listed = list(spec_grammar.parse_weighted(loss))
+        else:
+            raise ValueError(f"{loss!r} is neither text nor a mapping from terms to weights")
+        if not listed:
+            raise ValueError("no term is given")
+    except ValueError as e:
+        raise errors.ConfigError(f"loss: {e}") from e
+    functions = {**objective.loss_terms, distillation.NAME: distillation.distillation_options}
+    terms = []
+    for weight, name, options in listed:
+        if name not in functions:
+            raise errors.ConfigError(errors.unknown(f"loss term of objective '{objective.name}'", name, functions))
+        checks.check_number(f"loss: weight of '{name}'", weight, checks.POSITIVE)
+        known = _options_of(functions[name])
+        for option in options:
+            if option not in known:
+                raise errors.ConfigError(errors.unknown(f"option of loss term '{name}'", option, known))
+        typed = {option: _typed(name, option, text, known[option]) for option, text in options.items()}
+        if "label_smoothing" in typed:
+            checks.check_number(f"{name}: label_smoothing", typed["label_smoothing"], checks.SHARE)
+        terms.append(TermSpec(name, float(weight), {**known, **{k: v for k, v in defaults.items() if k in known}, **typed}))
+    names = [term_name(terms, number) for number in range(len(terms))]
+    for name in names:
+        if names.count(name) > 1:
+            raise errors.ConfigError(f"loss: term '{name}' is given twice; add up its weights")
+    return tuple(terms)
+
+
+def _one(text: str) -> tuple[str, dict[str, str]]:
+    """The term of a mapping's key."""
+    terms = list(spec_grammar.parse(text))
+    if len(terms) > 1:
+        raise ValueError(f"{text!r} holds {len(terms)} terms; give each its own weight")
+    return terms[0]
+
+
+def term_name(terms: Sequence[TermSpec], number: int) -> str:
+    """The name by which a term is logged; distillation from several teachers is numbered."""
+    name = terms[number].name
+    alike = [index for index, term in enumerate(terms) if term.name == name]
+    return name if len(alike) == 1 or name != distillation.NAME else f"{name}_{alike.index(number)}"
+
+
+class TaskLoss:
+    """The terms of a loss as functions of (batch, outputs).
+
+    Args:
+      terms: of the loss.
+      objective: whose they are.
+      lessons: what distillation terms compare, by the position of the term.
+    """
+
+    def __init__(
+        self, terms: Sequence[TermSpec], objective: Objective, lessons: Mapping[int, "distillation.Lesson"] | None = None
+    ):
+        self._terms, self._objective, self._lessons = terms, objective, lessons or {}
+        self.names = [term_name(terms, number) for number in range(len(terms))]
+
+    @classmethod
+    def of(cls, loss: str | Mapping[str, float], objective: Objective, **defaults: Any) -> "TaskLoss":
+        """A loss of text or mapping without distillation; see `parse`."""
+        return cls(parse(loss, objective, defaults), objective)
+
+    def __call__(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
+        """The terms by name, each the mean over the batch by example weight: `sum w_i l_i / max(sum w_i, 1)`."""
+        weights = batch["weight"]
+        found = {}
+        for number, term in enumerate(self._terms):
+            losses = self._function(number, {})(batch, outputs)
+            mean = tf.reduce_sum(weights * losses) / tf.maximum(tf.reduce_sum(weights), 1.0)
+            found[self.names[number]] = Term(mean, term.weight)
+        return found
+
+    def metrics(self) -> dict[str, Metric]:
+        """`loss`, the weighted sum per example, as evaluation measures it; and each term by name where there are several."""
+        functions = {name: self._function(number, _ONLY_TRAINING) for number, name in enumerate(self.names)}
+        weights = {name: term.weight for name, term in zip(self.names, self._terms, strict=True)}
+
+        def total(batch: Batch, outputs: Outputs) -> tf.Tensor:
+            return sum(weights[name] * function(batch, outputs) for name, function in functions.items())
+
+        is_plain = len(functions) == 1 and weights[self.names[0]] == 1.0
+        whole = {"loss": PerExample(functions[self.names[0]] if is_plain else total, larger_is_better=False)}
+        parts = {f"loss_{name}": PerExample(function, larger_is_better=False) for name, function in functions.items()}
+        agreement: dict[str, Metric] = {}
+        for number, lesson in self._lessons.items():
+            name = lesson.metric_name if lesson.metric_name not in agreement else f"{lesson.metric_name}_{number}"
+            agreement[name] = PerExample(lesson.agreement)
+        return {**whole, **(parts if len(parts) > 1 else {}), **agreement}
+
+    def _function(self, number: int, changed: Mapping[str, Any]) -> Callable[[Batch, Outputs], tf.Tensor]:
+        term = self._terms[number]
+        if term.name == distillation.NAME:
+            return self._lessons[number].loss
+        function = self._objective.loss_terms[term.name]
+        known = _options_of(function)
+        return functools.partial(function, **{**term.options, **{k: v for k, v in changed.items() if k in known}})
+
+
+def _options_of(function: Callable) -> dict[str, Any]:
+    """The keyword-only options of a loss term with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY}
+
+
+def _typed(term: str, option: str, text: str, default: Any) -> Any:
+    try:
+        return spec_grammar.read(text, type(default))
+    except ValueError as e:
+        raise errors.ConfigError(f"{term}({option}={text}): {e}") from None

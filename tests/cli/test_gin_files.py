@@ -1,0 +1,102 @@
+"""Every shipped gin file builds and takes a step a task, on embedded data and small networks."""
+
+import keras
+import pytest
+
+import gin
+from k4p1 import backbones
+from k4p1.cli import gin_files, main
+from k4p1.methods.decathlon import FINETUNING
+
+
+def two_layers():
+    """A backbone that is built at once; only fine-tuning takes the MobileNetV2 of its file here."""
+    image = keras.Input((None, None, 3))
+    hidden = keras.layers.Conv2D(8, 3, strides=4, use_bias=False, name="stem")(image)
+    features = keras.layers.BatchNormalization(name="stem_bn")(hidden)
+    return backbones.from_model(keras.Model(image, features), name="two_layers", scaling="symmetric")
+
+
+gin.external_configurable(two_layers, module="tests.gin_files")
+
+DECATHLON = (
+    *("imagenet", "aircraft", "cifar100", "daimlerpedcls", "dtd"),
+    *("gtsrb", "vgg_flowers", "omniglot", "svhn", "ucf101"),
+)
+
+SMALLER = {
+    "quickstart": ["train.backbone = @two_layers", "batch_size = 8"],
+    "finetune": ["data = 'embedded/digits'", "weights = None", "width = 0.35", "image_size = 32", "batch_size = 8"],
+    "k4p1_table4": [
+        "data_a = 'embedded/digits'",
+        "data_b = 'embedded/parity'",
+        "train.backbone = @two_layers",
+        "image_size = 32",
+        "batch_size = 8",
+    ],
+    "decathlon_small": ["depth = 8", "batch_size = 8"],
+    "packnet": ["depth = 8", "batch_size = 8"],
+    "decathlon": [
+        "backbone = @two_layers",
+        "weights = None",
+        *(f"{name}/Task.data = 'embedded/digits'" for name in DECATHLON),
+        "image_size = 32",
+        "batch_size = 4",
+        "patch = 'mask+scale_bias+head'",
+    ],
+    "k4p1_table5": [
+        "data = 'embedded/digits'",
+        "train.backbone = @two_layers",
+        "batch_size = 4",
+    ],
+}
+"""Bindings that make a file run in seconds and without a download."""
+
+TASKS = {
+    "quickstart": ["digits", "parity"],
+    "finetune": ["task"],
+    "decathlon_small": ["digits", "parity"],
+    "packnet": ["digits", "parity"],
+    "decathlon": list(FINETUNING),
+    "k4p1_table4": ["imagenet", "places365"],
+    "k4p1_table5": ["r96", "r128", "r160", "r192", "r224"],
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    yield
+    gin.clear_config()
+
+
+COMMANDS = {
+    "finetune": "finetune",
+    "decathlon": "decathlon",
+    "decathlon_small": "decathlon",
+    "packnet": "packnet",
+}
+"""What runs a file, where it is not `train`."""
+
+UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["resnet26.weights", "wide_resnet.weights"]}
+"""Bindings of the backbone that a smaller one stands for."""
+
+NEEDS_A_RUN = ["lwf"]
+"""Files that go on from a finished run; `tests/methods/test_baselines.py` runs them."""
+
+
+@pytest.mark.parametrize("name", [name for name in gin_files.shipped() if name not in NEEDS_A_RUN])
+@pytest.mark.slow
+def test_takes_a_step_a_task_and_reads_every_binding(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bindings = [part for binding in SMALLER[name] for part in ("--gin_bindings", binding)]
+    command = COMMANDS.get(name, "train")
+    assert main.main([command, "--gin_file", name, "--dry_run", *bindings]) == 0
+    captured = capsys.readouterr()
+    parameters, rules = captured.out.split("Update rules")
+    rows = [line.split("│")[1].strip() for line in parameters.splitlines() if line.startswith("│")]
+    assert rows == TASKS[name]
+    assert ".trained" in rules and "OptimizerConfig" in rules
+    assert "dry run: every task took one step; nothing was written" in captured.out
+    unread = [line.split("'")[1] for line in captured.err.splitlines() if "unused binding" in line]
+    assert sorted(unread) == UNREAD.get(name, ["mobilenet_v2.width"])
+    assert not list(tmp_path.iterdir())

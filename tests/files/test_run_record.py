@@ -1,0 +1,85 @@
+"""The run of a folder: its lock, and what servers and workers compare with it."""
+
+import json
+import multiprocessing
+import threading
+import time
+
+import pytest
+
+import k4p1
+from k4p1 import errors
+from k4p1.cluster import local, server
+from k4p1.files import run_record
+from k4p1.files.run_lock import run_lock
+
+
+def test_workers_of_the_run_may_work(tmp_path, capsys):
+    run_record.announce(tmp_path, "abc")
+    server.wait_for_run(tmp_path, "abc", "worker 0", "host:1")
+    server.wait_for_run(tmp_path, "", "worker 0", "host:1")  # started without a gin file: the version is compared
+    assert capsys.readouterr().out == ""
+
+
+def test_another_configuration_is_refused(tmp_path):
+    run_record.announce(tmp_path, "abc")
+    with pytest.raises(errors.ConfigError, match=r"another configuration \(hash abc, here abd\)"):
+        run_record.compare(tmp_path, "abd")
+
+
+def test_another_version_is_refused(tmp_path, monkeypatch):
+    run_record.announce(tmp_path, "abc")
+    monkeypatch.setattr(k4p1, "__version__", "99.0")
+    with pytest.raises(errors.ConfigError, match=r"is of k4p1 .*, this process of k4p1 99.0"):
+        run_record.compare(tmp_path, "abc")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(errors.ConfigError, match="does not exist; workers and servers need the folder"):
+        server.wait_for_run(tmp_path / "nowhere", "abc", "worker 0", "host:1")
+
+
+def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):
+    waiting = threading.Thread(target=server.wait_for_run, args=(tmp_path, "abc", "worker 0", "host:1"), daemon=True)
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive()
+    run_record.announce(tmp_path, "abc")
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert capsys.readouterr().out == f"worker 0: waiting for the coordinator (host:1) to begin its run in {tmp_path}\n"
+
+
+def test_announcing_keeps_what_the_run_wrote(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"config_hash": "x", "config": {"a": 1}, "versions": {"keras": "3"}}))
+    run_record.announce(tmp_path, "abc")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"] == {"a": 1} and record["versions"] == {"keras": "3", "k4p1": k4p1.__version__}
+
+
+def _hold(folder, held, let_go):
+    with run_lock(folder):
+        held.set()
+        let_go.wait(60)
+
+
+def test_two_coordinators(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, let_go = context.Event(), context.Event()
+    first = context.Process(target=_hold, args=(tmp_path / "m", held, let_go))
+    first.start()
+    try:
+        assert held.wait(60)
+        with (
+            pytest.raises(errors.ConfigError, match=rf"in use by a coordinator \(process {first.pid} on "),
+            run_lock(tmp_path / "m"),
+        ):
+            pass
+        with pytest.raises(errors.ConfigError, match="in use by a coordinator"):
+            local.launch("train", [], tmp_path / "m", 1, 1)  # refused before anything is started
+        assert not (tmp_path / "m" / "logs").exists()
+    finally:
+        first.kill()  # however it ends, the lock is free again
+        first.join()
+    with run_lock(tmp_path / "m"):
+        pass
