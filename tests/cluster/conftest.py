@@ -1,6 +1,6 @@
 """A run on a local cluster as a user starts it, with the processes behind it."""
 
-import faulthandler
+import contextlib
 import json
 import os
 import pathlib
@@ -60,10 +60,16 @@ class ClusterRun:
     def wait_for(self, condition, what):
         while not condition():
             if self.process.poll() is not None or time.monotonic() > self._end:
-                faulthandler.dump_traceback()
-                self.process.kill()
-                raise AssertionError(f"no {what}; exit {self.process.poll()}: {self.process.stderr.read()[-3000:]}")
+                code = self.process.poll()
+                self.kill_all()
+                raise AssertionError(f"no {what}; exit {code}: {self.process.stderr.read()[-3000:]}")
             time.sleep(0.02)
+
+    def wait_for_steps_of(self, worker, count):
+        self.wait_for(
+            lambda: self.read("status.json").get("workers", {}).get(str(worker), {}).get("steps", 0) >= count,
+            f"{count} steps of worker {worker}",
+        )
 
     def wait_for_steps(self, count):
         self.wait_for(lambda: self.steps() >= count, f"{count} steps")
@@ -91,18 +97,29 @@ class ClusterRun:
             if time.monotonic() > end:
                 break
             time.sleep(0.2)
-        return found
+        return list(found.values())
+
+    def kill_all(self):
+        """Kills whatever belongs to this run: one that hangs ends by nothing less."""
+        self.process.kill()
+        while found := _processes_of(self.folder):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        self.process.wait()
 
 
 def _processes_of(folder):
-    found = []
+    """The command lines of processes that work in a folder, by process number."""
+    found = {}
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
         if "k4p1" in words and any(str(folder) in word for word in words):
-            found.append(" ".join(words))
+            found[int(path.parent.name)] = " ".join(words)
     return found
 
 
@@ -117,7 +134,5 @@ def cluster_run(tmp_path):
 
     yield make
     for run in runs:
-        if run.process is not None and run.process.poll() is None:
-            run.process.kill()
-            run.process.wait()
-        run.left_behind()
+        if run.process is not None:
+            run.kill_all()

@@ -57,7 +57,7 @@ def test_a_tasks_own_rate_is_the_base_of_its_steps_and_of_no_kind_with_a_rate_of
     config = OptimizerConfig(learning_rate=1.0, rate_factors={"shared": 0.5})
     rates = {"task_rates": {"t": 0.2, "u": None}}
     assert update(config, "scale_bias", **rates).rate == 0.2
-    assert update(config, "scale_bias", owner="u", task="u", **rates).rate == 1.0
+    assert update(config, "scale_bias", task="u", **rates).rate == 1.0
     assert update(config, "backbone", task="t", **rates).rate == 0.1
     assert update(config, "backbone", task="u", **rates).rate == 0.5
     assert update(config, "mask", **rates).rate == 1e-4
@@ -79,8 +79,8 @@ def test_the_last_matching_rule_wins_setting_by_setting():
     config = OptimizerConfig(learning_rate=1.0, rules=rules)
     found = update(config, "scale_bias")
     assert (found.rate, found.weight_decay) == (5.0, 0.3)
-    assert update(config, "scale_bias", owner="u", task="u").rate == pytest.approx(0.1)
-    assert update(config, "scale_bias", layer="stage2_conv", owner="u", task="u").rate == 1.0
+    assert update(config, "scale_bias", task="u").rate == pytest.approx(0.1)
+    assert update(config, "scale_bias", layer="stage2_conv", task="u").rate == 1.0
     assert update(config, "backbone").rate == pytest.approx(0.7)
     objects = OptimizerConfig(learning_rate=1.0, rules=[Rule(kind="scale_bias", layer="stage2_*", rate_factor=3.0)])
     assert update(objects, "scale_bias", layer="stage2_conv").rate == 3.0 and update(objects, "scale_bias").rate == 1.0
@@ -112,7 +112,7 @@ def test_shrinkage_by_data_set_size():
         ({"rules": {"mask": {"optimizer": 3}}}, "optimizer=3; expected a name or an Optimizer"),
         ({"rate_factors": 0.1}, "rate_factors=0.1; expected a mapping"),
         ({"rate_factors": {"sharde": 0.1}}, "unknown name in rate_factors 'sharde'; did you mean 'shared'"),
-        ({"weight_decay": {"parallel_adapter": "size"}}, "expected a number or 'by_size'"),
+        ({"weight_decay": {"parallel_adapter": "size"}}, "expected a number of at least 0, or 'by_size'"),
         ({"learning_rate": 0.0}, "expected a positive number"),
     ],
 )
