@@ -9,15 +9,9 @@ import keras
 import numpy as np
 
 from k4p1 import errors
-from k4p1.backbones import canonical, input_scaling, placement
+from k4p1.backbones import canonical, input_scaling, placement, structure
 from k4p1.backbones.site import LayerSite
 from k4p1.files import content_hash, tensor_file
-
-_STRUCTURAL = (  # noqa: SIM905
-    "filters kernel_size strides padding dilation_rate groups depth_multiplier units use_bias activation pool_size axis "
-    "epsilon center scale offset max_value negative_slope threshold keepdims rate normalization target_shape size "
-    "interpolation cropping"
-).split()
 
 FILE_FORMAT = "k4p1-backbone"
 FILE_VERSION = 1
@@ -48,10 +42,11 @@ class Backbone:
     def __post_init__(self):
         if self.scaling not in input_scaling.SCALINGS:
             raise errors.ConfigError(errors.unknown("input scaling", self.scaling, input_scaling.SCALINGS))
-        if not hasattr(self.model, "_run_through_graph") or len(self.model.inputs) != 1:
+        if not is_image_network(self.model):
             raise errors.ConfigError(
-                f"backbone '{self.name}' must be a functional keras.Model with one image input; got "
-                f"{type(self.model).__name__}. Build it with keras.Model(inputs, features)"
+                f"backbone '{self.name}' must be a functional keras.Model from one tensor of images to one tensor of "
+                f"features; got {_described(self.model)}. "
+                "Build it with keras.Model(images, features), neither in a list nor in a dict"
             )
         if len(self.model.output.shape) != 2:
             raise errors.ConfigError(
@@ -109,13 +104,18 @@ class Backbone:
             for variable in site.layer.variables:
                 variable.trainable = trained and id(variable) in learned
 
-    def structure_hash(self) -> str:
-        """SHA-256 of layers, connections and variable shapes; input size and input name are no part of it."""
-        return content_hash.digest({}, {"layers": _describe(self.model), "scaling": self.scaling})
+    def structure_hash(self, version: int = structure.VERSION) -> str:
+        """SHA-256 of what the network computes, the values of its variables aside; see `structure`.
 
-    def fingerprint(self) -> str:
+        Args:
+          version: of the description, as a file names it.
+        """
+        described = {"layers": structure.describe(self.model, version), "scaling": self.scaling}
+        return content_hash.digest({}, described if version == 1 else {**described, "version": version})
+
+    def fingerprint(self, version: int = structure.VERSION) -> str:
         """What a patch file is bound to: the hash of structure and of all shared values."""
-        return content_hash.digest(self.tensors(), {"structure": self.structure_hash()})
+        return content_hash.digest(self.tensors(), {"structure": self.structure_hash(version)})
 
 
 def learned_variables(layer: keras.layers.Layer) -> set[int]:
@@ -129,60 +129,18 @@ def variable_key(variable: keras.Variable, layer: keras.layers.Layer) -> str:
     return variable.name if names.count(variable.name) == 1 else "/".join(variable.path.split("/")[1:])
 
 
-def _describe(model: keras.Model) -> list[Any]:
-    described = []
-    for layer in canonical.operations(model):
-        if canonical.is_graph(layer):
-            what: Any = _describe(layer)
-        elif not isinstance(layer, keras.layers.Layer):
-            described.append([layer.name, type(layer).__name__, _operation(layer), [], _sources(layer, model)])
-            continue
-        else:
-            config = layer.get_config()
-            what = {key: _plain(config[key]) for key in _STRUCTURAL if config.get(key) is not None}
-        shapes = [list(variable.shape) for variable in layer.variables if keras.backend.is_float_dtype(variable.dtype)]
-        described.append([layer.name, type(layer).__name__, what, shapes, _sources(layer, model)])
-    return described
+def is_image_network(model: object) -> bool:
+    """Whether a model is functional, from one tensor of images to one tensor."""
+    return (
+        hasattr(model, "_run_through_graph")
+        and isinstance(model.input, keras.KerasTensor)
+        and len(model.input.shape) == 4
+        and isinstance(model.output, keras.KerasTensor)
+    )
 
 
-def _sources(layer: keras.layers.Layer, model: keras.Model) -> list[list[str]]:
-    """For each call of the layer within the model, the names of the layers that feed it."""
-    if isinstance(model, keras.Sequential):  # the order of its layers says it all
-        return []
-    inside = {id(operation) for operation in model.operations}
-    calls = []
-    for node in layer._inbound_nodes:
-        parents = [parent.operation for parent in node.parent_nodes]
-        if all(id(parent) in inside for parent in parents):
-            calls.append(["input" if isinstance(p, keras.layers.InputLayer) else p.name for p in parents])
-    return calls
-
-
-def _operation(operation: keras.Operation) -> list[Any]:
-    """The settings and constants of an operation that is no layer, such as `x * 0.1`."""
-    config = {key: _plain(value) for key, value in operation.get_config().items() if key not in ("name", "dtype")}
-    constants = [
-        _plain(value)
-        for node in operation._inbound_nodes[:1]
-        for value in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-        if not isinstance(value, keras.KerasTensor)
-    ]
-    return [config, constants]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):  # as it is once it has been written and read
-        return value.item()
-    if hasattr(value, "shape"):
-        return content_hash.digest({"constant": keras.ops.convert_to_numpy(value)})
-    if isinstance(value, Mapping):  # a serialized object, such as an activation layer
-        return {"class": value.get("class_name"), "config": _plain_config(value.get("config"))}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _plain_config(config: Any) -> Any:
-    if not isinstance(config, Mapping):
-        return config
-    return {k: _plain(v) for k, v in sorted(config.items()) if k in _STRUCTURAL}
+def _described(model: object) -> str:
+    if not hasattr(model, "_run_through_graph"):
+        return f"a {type(model).__name__}"
+    shapes = [keras.tree.map_structure(lambda t: t.shape, side) for side in (model.input, model.output)]
+    return f"one from {shapes[0]} to {shapes[1]}"

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -10,8 +11,8 @@ from typing import Any
 import keras
 
 from k4p1 import errors
-from k4p1.backbones import networks
-from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
+from k4p1.backbones import canonical, input_scaling, networks, structure
+from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone, is_image_network
 from k4p1.files import tensor_file
 
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
@@ -34,7 +35,13 @@ def applications() -> dict[str, Any]:
     return {name: f for name, f in vars(keras.applications).items() if inspect.isfunction(f) and name[0].isupper()}
 
 
-def application(network: str, weights: str | None = None, width: float | None = None, **arguments: Any) -> Backbone:
+def application(
+    network: str,
+    weights: str | None = None,
+    width: float | None = None,
+    imagenet_rescaling: bool | None = None,
+    **arguments: Any,
+) -> Backbone:
     """A network of keras.applications without its classifier, global average pooling at its end.
 
     Args:
@@ -42,6 +49,9 @@ def application(network: str, weights: str | None = None, width: float | None = 
       weights: None (random), `imagenet` (downloaded by Keras), or the path of a weight file for the network without
         classifier, or of a backbone file that k4p1 wrote.
       width: multiplies the filters of every convolution: `alpha` of the MobileNets; InceptionV3 is rebuilt.
+      imagenet_rescaling: of EfficientNetB0 to B7 alone: whether inputs are divided once more by the square roots of the
+        standard deviations, as the networks behind the ImageNet weights expect. None: Keras' choice, for `imagenet` only;
+        give True with the path of such a weight file.
       **arguments: further arguments of the Keras function, such as `minimalistic`.
 
     Raises:
@@ -51,7 +61,14 @@ def application(network: str, weights: str | None = None, width: float | None = 
     known = applications()
     if network not in known:
         raise errors.ConfigError(errors.unknown("backbone", network, known))
+    can_rescale = network.startswith("EfficientNetB")
+    if imagenet_rescaling is not None and not can_rescale:
+        raise errors.ConfigError(f"{network}(imagenet_rescaling={imagenet_rescaling}): only EfficientNetB0 to B7 have it")
+    if imagenet_rescaling is False and weights == "imagenet":
+        raise errors.ConfigError(f"{network}(imagenet_rescaling=False): the ImageNet weights need it; leave it out")
+    rescales = can_rescale and (imagenet_rescaling or weights == "imagenet")
     config = {"network": network, **({"width": width} if width is not None else {}), **arguments}
+    config |= {"imagenet_rescaling": True} if rescales else {}
     accepted = inspect.signature(known[network]).parameters
     is_rebuilt = width not in (None, 1.0) and network == "InceptionV3"
     has_own_width = width is not None and network != "InceptionV3"
@@ -83,6 +100,8 @@ def application(network: str, weights: str | None = None, width: float | None = 
                 weights=None if is_ours or is_rebuilt else str(path) if path else weights,
                 **keras_arguments,
             )
+            if rescales and weights != "imagenet":
+                model = _with_imagenet_rescaling(model)
             if is_rebuilt:
                 model = _of_other_width(model, width)
                 if path is not None and not is_ours:
@@ -125,12 +144,64 @@ def from_model(model: keras.Model, name: str = "custom", scaling: str = "none") 
     Raises:
       ConfigError: not a functional model with one image input.
     """
-    if hasattr(model, "_run_through_graph") and len(model.inputs) == 1 and len(model.output.shape) == 4:
+    if is_image_network(model) and len(model.output.shape) == 4:
         pooled = keras.layers.GlobalAveragePooling2D(name="features")(model.output)
         model = keras.Model(model.input, pooled, name=model.name)
     backbone = Backbone(model, name, {}, scaling)
-    backbone.config = {"keras_model": keras.saving.serialize_keras_object(model)}
+    described = _written_and_read(model)
+    backbone.config = {"keras_model": described}
+    _check_round_trip(backbone)
     return backbone
+
+
+def _written_and_read(model: keras.Model) -> Any:
+    """Keras' description of a model as a file gives it back; see `_check_round_trip`."""
+    try:
+        return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    except Exception as e:  # Keras raises many kinds
+        raise errors.ConfigError(f"backbone '{model.name}' cannot be written to a file: {_culprit(model, e)}") from e
+
+
+def _check_round_trip(backbone: Backbone) -> None:
+    """Makes sure that a user's network can be built again from its description, before anything is trained on it.
+
+    Raises:
+      ConfigError: it cannot, or becomes another network; names the layer and says what would help.
+    """
+    try:
+        again = from_config(backbone.name, backbone.config, backbone.scaling)
+    except errors.K4p1Error as e:
+        raise errors.ConfigError(f"backbone '{backbone.name}' {_culprit(backbone.model, e.__cause__ or e)}") from e
+    here, there = structure.describe(backbone.model), structure.describe(again.model)
+    for one, other in zip(here, there, strict=False):
+        if one != other:
+            raise errors.ConfigError(
+                f"backbone '{backbone.name}': layer '{one[0]}' ({one[1]}) is not the same once it was written and read; its "
+                "get_config must return every argument of its constructor"
+            )
+    shapes = [{key: tuple(v.shape) for key, v in b.variables().items()} for b in (backbone, again)]
+    if len(here) != len(there) or shapes[0] != shapes[1]:
+        differing = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
+        first = f" (first: {differing[0][0]})" if differing else ""
+        raise errors.ConfigError(f"backbone '{backbone.name}' has other variables once it was written and read{first}")
+
+
+def _culprit(model: keras.Model, error: Exception) -> str:
+    """Which layer cannot be written and read, and what to do."""
+    for name, layer in canonical.leaf_layers(model):
+        try:
+            keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(layer))))
+        except Exception as e:  # as above
+            if isinstance(layer, keras.layers.Lambda):
+                return (
+                    f"has a Lambda layer, '{name}', whose Python function no file can hold; write it with operators or "
+                    "keras.ops on the tensors themselves, or as a registered keras.layers.Layer"
+                )
+            return (
+                f"cannot be read again from a file because of layer '{name}' ({type(layer).__name__}): {_first_line(e)}; "
+                "register it with keras.saving.register_keras_serializable and let get_config return its arguments"
+            )
+    return f"cannot be read again from a file: {_first_line(error)}"
 
 
 def from_config(name: str, config: Mapping[str, Any], scaling: str) -> Backbone:
@@ -161,6 +232,19 @@ def _of_other_width(model: keras.Model, width: float) -> keras.Model:
         return type(layer).from_config(config)
 
     return keras.models.clone_model(model, clone_function=scaled)
+
+
+def _with_imagenet_rescaling(model: keras.Model) -> keras.Model:
+    """An EfficientNet with the layer that Keras adds behind its normalisation for ImageNet weights alone."""
+    rescaling = keras.layers.Rescaling([1.0 / std**0.5 for std in input_scaling.IMAGENET_STD])
+
+    def called(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        return rescaling(outputs) if isinstance(layer, keras.layers.Normalization) else outputs
+
+    rescaled = keras.models.clone_model(model, call_function=called)
+    rescaled.set_weights(model.get_weights())
+    return rescaled
 
 
 def _of_width(width: float | None) -> str:

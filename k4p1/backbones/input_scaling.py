@@ -14,7 +14,7 @@ SCALINGS = {
 }
 """Name and equation of each scaling; x are RGB pixels of 0 to 255."""
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
 
 
@@ -39,7 +39,7 @@ class InputScaling(keras.layers.Layer):
         elif self.scaling == "symmetric":
             x = x / 127.5 - 1.0
         elif self.scaling == "imagenet":
-            x = (x / 255.0 - ops.array(_IMAGENET_MEAN, "float32")) / ops.array(_IMAGENET_STD, "float32")
+            x = (x / 255.0 - ops.array(IMAGENET_MEAN, "float32")) / ops.array(IMAGENET_STD, "float32")
         elif self.scaling == "caffe":
             x = ops.flip(x, axis=-1) - ops.array(_CAFFE_MEAN, "float32")
         return ops.cast(x, self.compute_dtype)

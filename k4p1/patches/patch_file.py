@@ -11,6 +11,7 @@ import numpy as np
 
 import k4p1
 from k4p1 import checks, errors
+from k4p1.backbones import structure
 from k4p1.backbones.backbone import Backbone
 from k4p1.files import content_hash, tensor_file
 from k4p1.patches import factor_file, task_head
@@ -42,6 +43,7 @@ class PatchInfo:
       factors: fingerprint of the adapter factors that the task shares, or an empty string.
       k4p1_version: that wrote the file.
       objective: name of the task's objective, which makes the head.
+      structure_version: of the description of structure behind both hashes (`k4p1.backbones.structure`).
     """
 
     task: str
@@ -57,6 +59,7 @@ class PatchInfo:
     k4p1_version: str
     factors: str = ""
     objective: str = task_head.DEFAULT_OBJECTIVE
+    structure_version: int = 1
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "PatchInfo":
@@ -108,6 +111,7 @@ def save_patch(
         k4p1_version=k4p1.__version__,
         factors=factor_file.factors_fingerprint(patched),
         objective=objective,
+        structure_version=structure.VERSION,
     )
     tensor_file.write(path, FORMAT, VERSION, patched.stored(), info.as_metadata())
     return info
@@ -169,15 +173,17 @@ def head_fingerprint(patched: PatchedModel) -> str:
 
 
 def _check_backbone(path, info: PatchInfo, backbone: Backbone) -> None:
-    if info.structure != backbone.structure_hash():
+    found = backbone.structure_hash(info.structure_version)
+    if info.structure != found:
         raise errors.ArtifactError(
             f"{path} is for backbone '{info.backbone}' of another structure ({info.structure[:12]}) than "
-            f"'{backbone.name}' ({backbone.structure_hash()[:12]})"
+            f"'{backbone.name}' ({found[:12]})"
         )
-    if info.fingerprint != backbone.fingerprint():
+    found = backbone.fingerprint(info.structure_version)
+    if info.fingerprint != found:
         raise errors.ArtifactError(
             f"{path} is for a '{info.backbone}' with other weights: its fingerprint is {info.fingerprint[:12]}, that of the "
-            f"backbone given {backbone.fingerprint()[:12]}"
+            f"backbone given {found[:12]}"
         )
 
 

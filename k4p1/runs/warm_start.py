@@ -61,13 +61,13 @@ def read_warm_starts(tasks: Sequence[Task], backbone: Backbone) -> dict[str, War
       ArtifactError: missing, damaged, or for another backbone.
     """
     starts = {}
-    fingerprint = backbone.fingerprint() if any(task.init_from for task in tasks) else ""
     for task in tasks:
         if not task.init_from:
             continue
         path = pathlib.Path(task.init_from).expanduser()
         tensors, metadata = tensor_file.read(path, patch_file.FORMAT, patch_file.VERSION)
         info = patch_file.PatchInfo.from_metadata(metadata)
+        fingerprint = backbone.fingerprint(info.structure_version)
         if info.fingerprint != fingerprint:
             raise errors.ArtifactError(
                 f"task '{task.name}' cannot start from {path}: it is for a '{info.backbone}' with fingerprint "
@@ -97,8 +97,9 @@ def read_teachers(tasks: Sequence[Task]) -> dict[str, Teacher]:
                 path = pathlib.Path(given).expanduser()
                 info = patch_file.read_info(path)
                 folder = model_dir_of(path)
-                patched = patch_file.load_patch(path, folder.load_backbone(), folder.heads, folder.factors)
-                teachers[given] = Teacher(info.task, patched, info.labels, info.fingerprint, given, info.objective)
+                backbone = folder.load_backbone()
+                patched = patch_file.load_patch(path, backbone, folder.heads, folder.factors)
+                teachers[given] = Teacher(info.task, patched, info.labels, backbone.fingerprint(), given, info.objective)
     return teachers
 
 

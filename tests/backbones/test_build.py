@@ -175,9 +175,10 @@ def test_what_is_no_backbone():
             return inputs
 
     two = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
-    with pytest.raises(errors.ConfigError, match=r"must be a functional keras.Model with one image input; got Subclassed"):
+    needed = "must be a functional keras.Model from one tensor of images to one tensor of features"
+    with pytest.raises(errors.ConfigError, match=f"{needed}; got a Subclassed"):
         backbones.from_model(Subclassed(), name="mine")
-    with pytest.raises(errors.ConfigError, match=r"must be a functional keras.Model with one image input"):
+    with pytest.raises(errors.ConfigError, match=needed):
         backbones.from_model(keras.Model(two, layers.Flatten()(layers.add(two))))
     with pytest.raises(errors.ConfigError, match="must output features"):
         image = keras.Input((8, 8, 3))
@@ -258,6 +259,7 @@ def test_a_backbone_with_inner_models_and_operations_survives_the_file(images, t
 
 
 def test_a_layer_that_is_unknown_here_is_told_by_the_file(tmp_path):
+    @keras.saving.register_keras_serializable("elsewhere")
     class Squared(layers.Layer):
         def call(self, inputs):
             return inputs**2
@@ -265,6 +267,7 @@ def test_a_layer_that_is_unknown_here_is_told_by_the_file(tmp_path):
     image = keras.Input((None, None, 3))
     backbone = backbones.from_model(keras.Model(image, layers.Conv2D(4, 3)(Squared()(image))), name="mine")
     backbones.save(backbone, tmp_path / "backbone.safetensors")
+    keras.saving.get_custom_objects().pop("elsewhere>Squared")
     with pytest.raises(errors.ArtifactError, match="cannot rebuild backbone 'mine'") as caught:
         backbones.load(tmp_path / "backbone.safetensors")
     assert "\n" not in str(caught.value)

@@ -191,6 +191,7 @@ def test_refusals_say_what_the_network_lacks(plain_backbone):
 
 
 def test_a_convolution_of_an_unknown_class_is_refused():
+    @keras.saving.register_keras_serializable("tests")
     class GatedConvolution(layers.Conv2D):
         def call(self, inputs):
             return keras.ops.sigmoid(super().call(inputs))

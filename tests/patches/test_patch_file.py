@@ -82,6 +82,7 @@ def test_description(saved, small_backbone):
         "structure": small_backbone.structure_hash(),
         "shared_head": "",
         "factors": "",
+        "structure_version": 2,
         "k4p1_version": info.k4p1_version,
     }
     options = json.loads(tensor_file.read_header(path)["patch"])["options"]
