@@ -5,6 +5,7 @@ import pathlib
 import tensorflow as tf
 
 from k4p1 import errors
+from k4p1.data import preprocessing
 from k4p1.data.source import Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -73,7 +74,7 @@ def _images_by_class(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 def _can_decode(path: str) -> bool:
     try:
-        tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        preprocessing.decode(tf.io.read_file(path))
     except tf.errors.OpError:
         return False
     return True

@@ -2,12 +2,22 @@
 
 import tensorflow as tf
 
+from k4p1.data import orientation, palette_bitmap
+
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """RGB pixels (height, width, 3) uint8 of encoded JPEG, PNG, BMP or GIF bytes; grey images are repeated."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    """RGB pixels (height, width, 3) uint8 of encoded JPEG, PNG, BMP or GIF bytes, turned as their Exif orientation says.
+
+    Grey images are repeated, colour tables looked up, alpha channels dropped, 16 bits cut to 8; of an animation the first
+    frame.
+    """
+    image = tf.cond(
+        tf.strings.substr(encoded, 0, 2) == b"BM",
+        lambda: palette_bitmap.decode_bitmap(encoded),
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
     image.set_shape([None, None, 3])
-    return image
+    return orientation.upright(image, encoded)
 
 
 def resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
