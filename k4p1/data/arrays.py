@@ -13,35 +13,44 @@ class Arrays(Source):
     """Images and labels as arrays.
 
     Args:
-      splits: split name to (images, labels): images (n, height, width, 1 or 3) of 0 to 255, or
-        floats of 0 to 1, labels (n,) integers.
+      splits: split name to (images, labels): images (n, height, width, 1 or 3), whole numbers or floats of 0 to 255, or
+        floats of 0 to 1 in all splits, which are multiplied by 255; labels (n,) whole numbers.
       labels: class names.
       name: for messages.
 
     Raises:
-      DataError: shapes that do not fit, or a label out of range.
+      DataError: shapes or values that do not fit, or a label out of range.
     """
 
     def __init__(self, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: Sequence[str], name: str = "arrays"):
         self.name, self.labels = name, tuple(map(str, labels))
-        self._splits = {}
-        for split, (images, numbers) in splits.items():
-            images, numbers = np.asarray(images), np.asarray(numbers, np.int64)
+        given = {split: (np.asarray(images), np.asarray(numbers)) for split, (images, numbers) in splits.items()}
+        for split, (images, numbers) in given.items():
             if images.ndim != 4 or images.shape[-1] not in (1, 3) or numbers.shape != images.shape[:1]:
                 raise errors.DataError(
                     f"{name}/{split}: expected images (n, height, width, 1 or 3) and labels (n,); "
                     f"got {images.shape}, {numbers.shape}"
                 )
+            if not _are_whole(numbers):
+                raise errors.DataError(f"{name}/{split}: labels are {numbers.dtype}; expected whole numbers of classes")
             if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.labels):
                 raise errors.DataError(
                     f"{name}/{split}: labels go from {numbers.min()} to {numbers.max()}, "
                     f"allowed are 0 to {len(self.labels) - 1}"
                 )
-            if np.issubdtype(images.dtype, np.floating) and images.size and 0 <= images.min() <= images.max() <= 1:
-                print(f"{name}/{split}: float images of 0 to 1 are taken for 0 to 255")
-                images = np.round(255 * images)
-            images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-            self._splits[split] = np.clip(images, 0, 255).astype(np.uint8), numbers
+            _check_pixels(f"{name}/{split}", images)
+        largest = {split: float(images.max()) for split, (images, _) in given.items() if images.size}
+        small = {split for split in largest if _is_float(given[split][0]) and largest[split] <= 1}
+        of_unit_range = bool(small) and len(small) == len(largest)
+        if not of_unit_range and any(largest[split] > 0 for split in small):
+            ranges = ", ".join(f"{split} to {value:g}" for split, value in largest.items())
+            raise errors.DataError(f"{name}: images go up to different values ({ranges}); give all splits the same range")
+        if of_unit_range:
+            print(f"{name}: float images of 0 to 1 are multiplied by 255")
+        scale = 255 if of_unit_range else 1
+        self._splits = {
+            split: (_as_rgb(images, scale), numbers.astype(np.int64)) for split, (images, numbers) in given.items()
+        }
 
     def sizes(self):
         return {split: len(labels) for split, (_, labels) in self._splits.items()}
@@ -49,6 +58,33 @@ class Arrays(Source):
     def examples(self, split):
         images, labels = self._splits[split]
         return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
+
+
+def _check_pixels(what: str, images: np.ndarray) -> None:
+    """Raises DataError unless images are numbers of 0 to 255."""
+    if not (np.issubdtype(images.dtype, np.integer) or _is_float(images)):
+        raise errors.DataError(f"{what}: images are {images.dtype}; expected whole numbers or floats of 0 to 255")
+    if images.size and not (images.min() >= 0 and images.max() <= 255):  # false for NaN, too
+        raise errors.DataError(
+            f"{what}: images go from {images.min()} to {images.max()}; scale or clip them to 0 to 255, or floats to 0 to 1"
+        )
+
+
+def _as_rgb(images: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 (n, height, width, 3), grey images repeated."""
+    if _is_float(images):
+        images = np.round(scale * images.astype(np.float32))
+    images = images.astype(np.uint8)
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _are_whole(numbers: np.ndarray) -> bool:
+    is_number = np.issubdtype(numbers.dtype, np.integer) or numbers.dtype == bool
+    return is_number or (_is_float(numbers) and bool(np.all(np.isfinite(numbers) & (numbers == np.floor(numbers)))))
+
+
+def _is_float(images: np.ndarray) -> bool:
+    return np.issubdtype(images.dtype, np.floating)
 
 
 EMBEDDED = {

@@ -14,15 +14,18 @@ _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", 
 
 class ImageFolder(Source):
     """Images in one folder per class; class folders may be below `train/`, `validation/` (or `val/`,
-    `valid/`) and `test/`.
+    `valid/`) and `test/`, each name in upper or lower case.
 
     Labels are the class folders in alphabetical order, images in the order of their paths.
+
+    `train/` is the training split where it holds folders of images and nothing else is beside it but other splits. Where it
+    holds images itself and other folders of images are beside it, it is a class like them.
 
     Args:
       root: the folder.
 
     Raises:
-      DataError: missing, empty, or fewer than two classes.
+      DataError: missing, empty, fewer than two classes, or folders of which it cannot be told whether they are splits.
     """
 
     def __init__(self, root: str | pathlib.Path):
@@ -30,10 +33,7 @@ class ImageFolder(Source):
         self.name = str(root)
         if not root.is_dir():
             raise errors.DataError(f"no image folder {root}")
-        split_folders = {split: root / folder for folder, split in _SPLITS.items() if (root / folder).is_dir()}
-        if "train" not in split_folders:
-            split_folders = {"train": root}
-        files = {split: _images_by_class(folder) for split, folder in split_folders.items()}
+        files = {split: _images_by_class(folder) for split, folder in _split_folders(root).items()}
         self.labels = tuple(sorted(set().union(*files.values())))
         if not self.labels:
             raise errors.DataError(
@@ -63,12 +63,56 @@ class ImageFolder(Source):
         return [path for path, _ in self._files[split] if not _can_decode(path)]
 
 
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folder of each split; that of `train` is `root` itself where its folders are classes.
+
+    Raises:
+      DataError: two folders for one split, or folders that are neither clearly splits nor clearly classes.
+    """
+    named: dict[str, pathlib.Path] = {}
+    for folder in _folders(root):
+        split = _SPLITS.get(folder.name.lower())
+        if split in named:
+            raise errors.DataError(
+                f"image folder {root} has {named[split].name}/ and {folder.name}/, both for its {split} split; keep one"
+            )
+        if split:
+            named[split] = folder
+    train = named.get("train")
+    if train is None:
+        return {"train": root}
+    others = [folder.name for folder in _folders(root) if folder not in named.values() and _has_images(folder)]
+    holds_classes = any(map(_has_images, _folders(train)))
+    holds_images = any(map(_is_image, train.iterdir()))
+    if others and holds_images and not holds_classes:
+        return {"train": root}
+    if others and (holds_classes or holds_images):
+        raise errors.DataError(
+            f"image folder {root} has {train.name}/, which holds folders of images like a split, and beside it "
+            f"{others[0]}/, which is no split; if '{train.name}' is a class, put its images right into {train}, else move "
+            f"{others[0]}/ into it, or away"
+        )
+    if holds_images and not holds_classes:
+        raise errors.DataError(
+            f"image folder {root} has images in {train.name}/ without folders of classes; expected {train}/<class>/<image>"
+        )
+    return named
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _has_images(folder: pathlib.Path) -> bool:
+    return any(map(_is_image, folder.rglob("*")))
+
+
 def _images_by_class(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    classes = {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    found = {
-        name: sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        for name, path in classes.items()
-    }
+    found = {path.name: sorted(filter(_is_image, path.rglob("*"))) for path in _folders(folder)}
     return {name: paths for name, paths in found.items() if paths}
 
 

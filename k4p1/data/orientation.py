@@ -51,7 +51,7 @@ def _turned(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _exif_of_jpeg(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where the Exif block of a JPEG begins and ends; (0, 0) for none. It lies before the tables, behind APPn and comments."""
+    """Where the Exif block of a JPEG begins and ends; (0, 0) for none. It is in one of the segments before the tables."""
 
     def is_searching(position, start, end):
         marker = unsigned(data, position, 2)

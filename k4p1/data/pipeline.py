@@ -34,7 +34,7 @@ class Pipeline:
 
     Raises:
       ConfigError: a batch size that is not positive, or a bad augmentation.
-      DataError: a field that the targets need and the source does not have.
+      DataError: a field that the targets need and the source does not have, or images that are neither bytes nor pixels.
     """
 
     def __init__(
@@ -57,11 +57,23 @@ class Pipeline:
                     f"{source.name} has no field '{field}', which the objective of the task needs; it has: "
                     f"{', '.join(('image', *source.fields))}"
                 )
+        self._check_image(source)
         self._seed = seed
         self._before, self._after = augmentations.parse(augment)
         self.augmented = bool(self._before or self._after)
         self._cache = cache
         self._decoded: dict[tuple, tf.data.Dataset] = {}
+
+    def _check_image(self, source: Source) -> None:
+        """Floats of 0 to 1 would become black images."""
+        spec = source.examples(self._splits.parts("train")[0].split).element_spec["image"]
+        if spec.dtype not in (tf.string, tf.uint8):
+            raise errors.DataError(
+                f"{source.name} has images of {spec.dtype.name}; expected encoded bytes, or pixels (height, width, 3) "
+                "uint8 of 0 to 255"
+            )
+        if spec.dtype == tf.uint8 and not tf.TensorShape([None, None, 3]).is_compatible_with(spec.shape):
+            raise errors.DataError(f"{source.name} has images of shape {spec.shape}; expected pixels (height, width, 3)")
 
     def examples(self, split: str) -> int:
         """The number of examples of a split, corrupt ones included."""

@@ -12,7 +12,8 @@ class Source(abc.ABC):
     `examples(split)` yields dictionaries in the same order each time:
 
     * `image`: encoded bytes (string scalar), or pixels (height, width, 3) uint8;
-    * the source's `fields`, such as `label`, int64 scalar: the number of a class.
+    * the source's `fields`, such as `label`, int64 scalar: the number of a class. Maps lie over the image as it is shown,
+      turned as the Exif orientation of encoded bytes says.
 
     Attributes:
       name: for messages.

@@ -9,6 +9,7 @@ from typing import Any
 from k4p1 import errors
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
+from k4p1.engine.data_errors import data_errors
 from k4p1.engine.evaluation import Evaluator
 from k4p1.engine.groups import STATISTICS, plan_groups, write_back
 from k4p1.engine.population import PopulationStatistics
@@ -158,7 +159,8 @@ def write_task(
 
 def _skipped(task: PreparedTask) -> int:
     """Corrupt images of the training split; names the first ones."""
-    bad = task.pipeline.skipped("train")
+    with data_errors(task.name):
+        bad = task.pipeline.skipped("train")
     named = task.pipeline.corrupt_files("train", limit=5)
     listed = f": {', '.join(named)}" if named else ""
     print(f"task '{task.name}': {bad} corrupt images of its training split were skipped{listed}")

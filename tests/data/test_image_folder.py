@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from k4p1 import errors
 from k4p1.data import ImageFolder, Pipeline, Splits, open_source
@@ -159,3 +160,77 @@ def test_a_validation_folder_by_any_of_its_names(tmp_path, folder):
                 keras.utils.save_img(tmp_path / split / label / f"{number}.png", np.zeros((4, 4, 3)))
     source = ImageFolder(tmp_path)
     assert source.sizes() == {"train": 12, "validation": 4} and source.labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize("with_test", [False, True])
+@pytest.mark.parametrize("folder", ["val", "validation"])
+def test_the_validation_split_is_that_of_its_folder(tmp_path, folder, with_test):
+    """With and without a test folder, no image of train is held out for validation."""
+    write_classes(tmp_path / "train", ("cat", "dog"), 10)
+    for label in ("cat", "dog"):
+        write_image(tmp_path / folder / label / "x.png", value=255)
+    if with_test:
+        write_classes(tmp_path / "test", ("cat", "dog"), 2)
+    source = ImageFolder(tmp_path)
+    splits = Splits(source)
+    assert splits.size("validation") == 2 and splits.size("train") == (20 if with_test else 16)
+    (batch,) = Pipeline(source, splits, (8, 10), 64, 2).sequential("validation")
+    assert (batch["inputs"].numpy() == 255).all()
+
+
+class TestAClassNamedTrain:
+    def test_that_holds_images_is_a_class_beside_others(self, tmp_path):
+        write_classes(tmp_path, ("car", "train", "val"))
+        source = ImageFolder(tmp_path)
+        assert source.labels == ("car", "train", "val") and source.sizes() == {"train": 9}
+
+    def test_that_holds_folders_could_be_either(self, tmp_path):
+        write_classes(tmp_path, ("car",))
+        write_classes(tmp_path / "train", ("steam", "electric"))
+        with pytest.raises(
+            errors.DataError, match=r"has train/, .*beside it car/, which is no split; if 'train' is a class"
+        ):
+            ImageFolder(tmp_path)
+
+    def test_folders_without_images_beside_a_split_do_not_matter(self, tmp_path):
+        write_classes(tmp_path / "train", ("cat", "dog"))
+        (tmp_path / "annotations").mkdir()
+        (tmp_path / "annotations" / "list.txt").write_text("text")
+        assert ImageFolder(tmp_path).labels == ("cat", "dog")
+
+    def test_images_of_a_split_without_classes(self, tmp_path):
+        write_image(tmp_path / "train" / "1.jpg")
+        write_image(tmp_path / "test" / "1.jpg")
+        with pytest.raises(
+            errors.DataError, match=r"has images in train/ without folders of classes; expected .*/train/<class>"
+        ):
+            ImageFolder(tmp_path)
+
+    def test_upper_case_names_are_splits(self, tmp_path):
+        for split in ("Train", "Val"):
+            write_classes(tmp_path / split, ("cat", "dog"))
+        assert ImageFolder(tmp_path).sizes() == {"train": 6, "validation": 6}
+
+    def test_two_folders_for_one_split(self, tmp_path):
+        for split in ("train", "val", "valid"):
+            write_classes(tmp_path / split, ("cat", "dog"))
+        with pytest.raises(errors.DataError, match="has val/ and valid/, both for its validation split; keep one"):
+            ImageFolder(tmp_path)
+
+
+def test_orientation_and_palettes_reach_the_batches(tmp_path):
+    """A wide image that is meant to be shown upright, and a bitmap whose first colour is not black."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (8, 1))).convert("RGB")
+    painted = Image.new("RGB", (8, 32), (200, 30, 90)).convert("P", palette=Image.ADAPTIVE)
+    for label, image, name, options in (("wide", wide, "a.jpg", {"exif": exif}), ("red", painted, "a.bmp", {})):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        image.save(tmp_path / "train" / label / name, **options)
+    write_classes(tmp_path / "test", ("wide", "red"))
+    source = ImageFolder(tmp_path)
+    red, tall = all_examples(source, "train", size=(32, 8))["inputs"]
+    assert source.corrupt("train") == []
+    assert (red == (200, 30, 90)).all()
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "train" / "wide" / "a.jpg"))
+    assert np.abs(tall.astype(int) - np.asarray(upright)).max() <= 2
