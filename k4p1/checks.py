@@ -50,7 +50,12 @@ def check_flag(what: str, value: object) -> None:
         raise ConfigError(f"{what}={value!r}; expected True or False")
 
 
+def is_task_name(name: str) -> bool:
+    """Whether a text can be the name of a task."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) is not None
+
+
 def check_task_name(name: object) -> None:
     """Raises ConfigError unless a name can be a task's: it names files and Keras models."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not isinstance(name, str) or not is_task_name(name):
         raise ConfigError(f"task name {name!r}: expected ASCII letters, digits, '_', '-' and '.'")

@@ -28,6 +28,7 @@ class Backbone:
       config: arguments from which `k4p1.backbones.build` makes the same structure; plain JSON values.
       scaling: how pixels of 0 to 255 are scaled before the network, a name of `input_scaling.SCALINGS`.
       minimum_size: the smallest image side in pixels, or None if unknown.
+      shared_trained: what `set_trainable` said last.
 
     Raises:
       ConfigError: not a functional model of one image input, or an unknown scaling.
@@ -38,6 +39,7 @@ class Backbone:
     config: Mapping[str, Any]
     scaling: str
     minimum_size: int | None = None
+    shared_trained: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self):
         if self.scaling not in input_scaling.SCALINGS:
@@ -99,6 +101,7 @@ class Backbone:
 
     def set_trainable(self, trained: bool) -> None:
         """Says what plain `fit` and `summary` of a task model do with shared variables; the engine ignores it."""
+        self.shared_trained = trained
         for site in self.sites:
             learned = learned_variables(site.layer)
             for variable in site.layer.variables:

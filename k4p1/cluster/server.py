@@ -93,6 +93,6 @@ def _stop_signal() -> list[float]:
 
 def _is_over(model_dir: pathlib.Path, since: float, stopped: bool) -> bool:
     """Whether the run has ended for good since a moment, or, if so asked, has been stopped."""
-    status = status_file.read(model_dir)
+    status = status_file.read_if_whole(model_dir)
     ends = (status_file.FINISHED, status_file.FAILED, *([status_file.STOPPED] if stopped else []))
     return status.get("time", 0) > since and status.get("state") in ends

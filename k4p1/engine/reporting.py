@@ -41,16 +41,18 @@ class Reporter:
         self._steps = dict(steps)
         self._folder = None if model_dir is None else pathlib.Path(model_dir)
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
-        self._console = rich_console.Console(file=sys.stderr, quiet=quiet)
+        self._console = rich_console.Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
         self._speeds: dict[str, _Speed] = {}
         self._staleness: dict[str, _Staleness] = {}
         self._last_line = time.monotonic()
         self.status = status or StatusFile()
         self._progress = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
+            rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(),
             rich_progress.MofNCompleteColumn(),
-            rich_progress.TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s{task.fields[more]}"),
+            rich_progress.TextColumn(
+                "loss {task.fields[loss]}  {task.fields[speed]} examples/s{task.fields[more]}", markup=False
+            ),
             rich_progress.TimeRemainingColumn(),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
@@ -123,7 +125,7 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Prints a line above the bars, and keeps it in `status.json`."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=True)
         self.status.event(text)
 
     def _log(self, event: str, name: str, step: int, values: Mapping[str, float]) -> None:

@@ -1,6 +1,5 @@
 """`status.json`: where a run stands, for whoever looks from outside."""
 
-import json
 import os
 import pathlib
 import socket
@@ -8,10 +7,51 @@ import threading
 import time
 from typing import Any
 
-from k4p1.files import atomic
+from k4p1 import errors
+from k4p1.files import atomic, schema
 
 NAME = "status.json"
 TRAINING, FINISHED, FAILED, STOPPED = "training", "finished", "failed", "stopped"
+
+FIELDS = {
+    "state": schema.TEXT,
+    "host": schema.TEXT,
+    "pid": schema.WHOLE,
+    "started": schema.NUMBER,
+    "time": schema.NUMBER,
+    "reason": schema.TEXT.or_missing(""),
+    "tasks": schema.object_of(schema.OBJECT),
+    "workers": schema.Field(
+        "an object by number of worker",
+        lambda value: schema.object_of(schema.OBJECT).holds(value) and all(k.isdecimal() and k.isascii() for k in value),
+    ),
+    "owners": schema.object_of(schema.OBJECT).or_missing({}),
+    "events": schema.Field(
+        "a list of events, each with time and text",
+        lambda value: (
+            schema.list_of(schema.OBJECT).holds(value)
+            and all(schema.NUMBER.holds(e.get("time")) and schema.TEXT.holds(e.get("text")) for e in value)
+        ),
+    ),
+}
+"""What `status.json` holds."""
+
+_MEASURED = dict.fromkeys(
+    ("loss", "steps_per_s", "examples_per_s", "staleness_mean", "staleness_max"), schema.MEASURED.or_none()
+)
+TASK_FIELDS = {
+    **_MEASURED,
+    "done": schema.COUNT.or_missing(0),
+    "target": schema.COUNT.or_none(),
+    "interrupted": schema.COUNT.or_none(),
+    "workers": schema.list_of(schema.COUNT).or_missing([]),
+}
+WORKER_FIELDS = {
+    **_MEASURED,
+    "state": schema.TEXT.or_missing(""),
+    "tasks": schema.list_of(schema.TEXT).or_missing([]),
+    "steps": schema.COUNT.or_none(),
+}
 _SECONDS = 2.0
 _EVENTS = 20
 
@@ -74,8 +114,25 @@ class StatusFile:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The last state written in a folder; empty if there is none."""
+    """The last state written in a folder; empty if there is none.
+
+    Raises:
+      ArtifactError: it cannot be read, or a field is wrong.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return {}
+    status = schema.read(path, FIELDS)
+    for part, fields in (("tasks", TASK_FIELDS), ("workers", WORKER_FIELDS)):
+        for name, values in status[part].items():
+            measured = {key: schema.MEASURED for key in values if key.startswith("validation_")}
+            status[part][name] = schema.check(f"{path}, {part} {name}", values, {**fields, **measured})
+    return status
+
+
+def read_if_whole(folder: pathlib.Path) -> dict[str, Any]:
+    """The same for who can do without: empty where it cannot be read."""
     try:
-        return json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read(folder)
+    except errors.ArtifactError:
         return {}

@@ -42,8 +42,53 @@ def read(path: str | pathlib.Path, format_name: str, version: int) -> tuple[dict
     return tensors, header
 
 
-def check_fit(what: str, shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, np.ndarray]) -> None:
-    """Makes sure that `tensors` has exactly the names and shapes of `shapes`.
+def check_values(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray], bits: str | None = None) -> None:
+    """Makes sure that tensors hold parameters: finite floats, variances of at least 0, or bytes of bits.
+
+    Args:
+      path: of the file.
+      tensors: by name, `.../variable`.
+      bits: the variable that holds bits, if any may.
+
+    Raises:
+      ArtifactError: other values; names the tensor.
+    """
+    for name, value in tensors.items():
+        if bits is not None and name.rpartition("/")[2] == bits:
+            if value.dtype != np.uint8:
+                raise errors.ArtifactError(f"{path}: tensor '{name}' is {value.dtype}; expected uint8 bits")
+        elif not _is_float(value):
+            raise errors.ArtifactError(f"{path}: tensor '{name}' is {value.dtype}; expected float32")
+        elif (wrong := _wrong_values(name, value)) is not None:
+            raise errors.ArtifactError(f"{path}: tensor '{name}' {wrong}")
+
+
+def check_before_writing(what: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises DivergedError where `check_values` would refuse the values once they are in a file."""
+    for name, value in tensors.items():
+        if _is_float(value) and (wrong := _wrong_values(name, value)) is not None:
+            raise errors.DivergedError(f"{what}: '{name}' {wrong}; not written")
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"
+
+
+def _wrong_values(name: str, value: np.ndarray) -> str | None:
+    if not np.all(np.isfinite(value)):
+        return "holds values that are not finite"
+    if name.endswith("moving_variance") and value.size and np.min(value) < 0:
+        return "holds a negative variance"
+    return None
+
+
+def check_fit(
+    what: str,
+    shapes: Mapping[str, Sequence[int]],
+    tensors: Mapping[str, np.ndarray],
+    dtypes: Mapping[str, str] | None = None,
+) -> None:
+    """Makes sure that `tensors` has exactly the names and shapes of `shapes`, and the types of `dtypes` if given.
 
     Raises:
       ArtifactError: it has not; says what differs.
@@ -58,6 +103,10 @@ def check_fit(what: str, shapes: Mapping[str, Sequence[int]], tensors: Mapping[s
         if tuple(shape) != tensors[key].shape:
             raise errors.ArtifactError(
                 f"tensor '{key}' does not fit {what}: its shape is {tensors[key].shape}, expected {tuple(shape)}"
+            )
+        if dtypes is not None and tensors[key].dtype.name != dtypes[key]:
+            raise errors.ArtifactError(
+                f"tensor '{key}' does not fit {what}: its type is {tensors[key].dtype}, expected {dtypes[key]}"
             )
 
 

@@ -3,9 +3,10 @@
 import pathlib
 
 import keras
+import numpy as np
 
 from k4p1 import errors
-from k4p1.files import content_hash, tensor_file
+from k4p1.files import content_hash, schema, tensor_file
 from k4p1.patches.patched_model import PatchedModel
 
 FORMAT = "k4p1-factors"
@@ -22,6 +23,7 @@ def save_factors(folder: str | pathlib.Path, patched: PatchedModel, backbone: st
     """
     factors = {key: keras.ops.convert_to_numpy(variable) for key, variable in patched.factors().items()}
     fingerprint = content_hash.digest(factors)
+    tensor_file.check_before_writing("the shared factors", factors)
     tensor_file.write(_path(folder, fingerprint), FORMAT, VERSION, factors, {"backbone_fingerprint": backbone})
     return fingerprint
 
@@ -42,14 +44,27 @@ def load_factors(folder: str | pathlib.Path | None, fingerprint: str, backbone: 
     path = _path(folder, fingerprint)
     if not path.is_file():
         raise errors.ArtifactError(f"the patch uses shared factors {fingerprint[:12]}, and there is no file {path}")
-    tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
+    tensors, its_backbone = read_factors(path)
     if content_hash.digest(tensors) != fingerprint:
         raise errors.ArtifactError(f"{path} holds other factors ({content_hash.digest(tensors)[:12]}) than the patch uses")
-    if metadata["backbone_fingerprint"] != backbone:
-        raise errors.ArtifactError(
-            f"{path} is for a backbone with fingerprint {metadata['backbone_fingerprint'][:12]}, not {backbone[:12]}"
-        )
+    if its_backbone != backbone:
+        raise errors.ArtifactError(f"{path} is for a backbone with fingerprint {its_backbone[:12]}, not {backbone[:12]}")
     return {key: keras.Variable(value, trainable=False, name=key.rsplit("/", 1)[1]) for key, value in tensors.items()}
+
+
+def read_factors(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+    """The factors of a file by key, and the fingerprint of their backbone.
+
+    Raises:
+      ArtifactError: damaged, of another version, or with values, names or fields that no factors have.
+    """
+    tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
+    fields = schema.check(str(path), metadata, {"backbone_fingerprint": schema.HASH})
+    tensor_file.check_values(path, tensors)
+    for key, value in tensors.items():
+        if key.count("/") < 2 or value.ndim != 2:
+            raise errors.ArtifactError(f"{path} holds '{key}' of shape {value.shape}; expected layer/kind/beta of two sides")
+    return tensors, fields["backbone_fingerprint"]
 
 
 def factors_fingerprint(patched: PatchedModel) -> str:

@@ -1,10 +1,8 @@
 """Patch files: a task's private parameters, bound to a backbone by fingerprint (format: docs/patch_file.md)."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,70 +11,17 @@ import k4p1
 from k4p1 import checks, errors
 from k4p1.backbones import structure
 from k4p1.backbones.backbone import Backbone
-from k4p1.files import content_hash, tensor_file
+from k4p1.files import content_hash, schema, tensor_file
 from k4p1.patches import factor_file, task_head
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.bit_packing import BitPacking
 from k4p1.patches.parameter_list import name_in
+from k4p1.patches.patch_info import PatchInfo, check_labels
 from k4p1.patches.patched_model import PatchedModel
-from k4p1.patches.spec import PatchSpec
 
 FORMAT = "k4p1-patch"
 HEAD_FORMAT = "k4p1-head"
 VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchInfo:
-    """What a patch file says about itself.
-
-    Attributes:
-      task: name of the task.
-      spec: the patch spec.
-      labels: class names.
-      image_size: (height, width) in pixels.
-      dropout: rate before the head, in training.
-      scaling: of the backbone's input.
-      backbone: its name.
-      fingerprint: of the backbone.
-      structure: hash of the backbone's structure.
-      shared_head: fingerprint of the head that the task shares, or an empty string.
-      factors: fingerprint of the adapter factors that the task shares, or an empty string.
-      k4p1_version: that wrote the file.
-      objective: name of the task's objective, which makes the head.
-      structure_version: of the description of structure behind both hashes (`k4p1.backbones.structure`).
-    """
-
-    task: str
-    spec: PatchSpec
-    labels: tuple[str, ...]
-    image_size: tuple[int, int]
-    dropout: float
-    scaling: str
-    backbone: str
-    fingerprint: str
-    structure: str
-    shared_head: str
-    k4p1_version: str
-    factors: str = ""
-    objective: str = task_head.DEFAULT_OBJECTIVE
-    structure_version: int = 1
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> "PatchInfo":
-        """Reads the metadata of a patch file."""
-        values: dict[str, Any] = json.loads(metadata["patch"])
-        values["labels"], values["image_size"] = tuple(values["labels"]), tuple(values["image_size"])
-        values["spec"] = PatchSpec.parse(values["spec"], stored=True)
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
-
-    def as_metadata(self) -> dict[str, str]:
-        """The inverse of `from_metadata`; an objective is named where it is not classification."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.objective == task_head.DEFAULT_OBJECTIVE:
-            del values["objective"]
-        values |= {"spec": str(self.spec), "options": self.spec.options()}
-        return {"patch": json.dumps(values, sort_keys=True)}
 
 
 def save_patch(
@@ -94,9 +39,11 @@ def save_patch(
     A head that the task shares with others is written once, beside the patch's backbone: see `save_head`.
 
     Raises:
-      ConfigError: a name that no task can have.
+      ConfigError: a name that no task can have, or labels that do not match the classes.
+      DivergedError: a value that is not finite, or a negative variance.
     """
     checks.check_task_name(task)
+    check_labels(patched.model.output, labels, objective)
     info = PatchInfo(
         task=task,
         spec=patched.spec,
@@ -113,13 +60,27 @@ def save_patch(
         objective=objective,
         structure_version=structure.VERSION,
     )
-    tensor_file.write(path, FORMAT, VERSION, patched.stored(), info.as_metadata())
+    stored = patched.stored()
+    tensor_file.check_before_writing(f"task '{task}'", stored)
+    tensor_file.write(path, FORMAT, VERSION, stored, info.as_metadata())
     return info
 
 
 def read_info(path: str | pathlib.Path) -> PatchInfo:
     """What a patch file says about itself, after checking its content hash."""
-    return PatchInfo.from_metadata(tensor_file.read(path, FORMAT, VERSION)[1])
+    return read_patch(path)[1]
+
+
+def read_patch(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], PatchInfo]:
+    """The tensors of a patch file, and what it says about itself.
+
+    Raises:
+      ArtifactError: damaged, of another version, or with values or fields that no patch has.
+    """
+    tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
+    info = PatchInfo.from_metadata(metadata, str(path))
+    tensor_file.check_values(path, tensors, bits=BitPacking.name)
+    return tensors, info
 
 
 def load_patch(
@@ -140,19 +101,25 @@ def load_patch(
       ArtifactError: damaged, of another version, for another backbone, or its tensors do not fit; says what differs. The
         backbone is not changed.
     """
-    tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
-    info = PatchInfo.from_metadata(metadata)
+    tensors, info = read_patch(path)
     _check_backbone(path, info, backbone)
     head_values = load_head(path, info, heads) if info.shared_head else None
-    patched = apply_patches(
-        backbone,
-        info.spec,
-        head=task_head.of_objective(info.objective, info.labels),
-        image_size=info.image_size,
-        factors=_factors(info, factors),
-        dropout=info.dropout,
-        name=info.task,
-    )
+    is_trained = backbone.shared_trained
+    try:
+        patched = apply_patches(
+            backbone,
+            info.spec,
+            head=task_head.of_objective(info.objective, info.labels),
+            image_size=info.image_size,
+            factors=_factors(info, factors),
+            dropout=info.dropout,
+            name=info.task,
+        )
+    except errors.ConfigError as e:
+        raise errors.ArtifactError(f"the task of {path} cannot be built on '{backbone.name}': {e}") from e
+    finally:
+        if is_trained:  # by models of other tasks, which go on
+            backbone.set_trainable(True)
     what = f"task '{info.task}' on backbone '{backbone.name}'"
     patched.restore(tensors, what)
     if head_values is not None:
@@ -162,8 +129,9 @@ def load_patch(
 
 def save_head(folder: str | pathlib.Path, patched: PatchedModel, labels: Sequence[str]) -> pathlib.Path:
     """Writes the head that tasks share, named by its fingerprint."""
-    path = pathlib.Path(folder) / f"{head_fingerprint(patched)[:16]}.safetensors"
-    tensor_file.write(path, HEAD_FORMAT, VERSION, _head_values(patched), {"labels": json.dumps(list(labels))})
+    path, values = pathlib.Path(folder) / f"{head_fingerprint(patched)[:16]}.safetensors", _head_values(patched)
+    tensor_file.check_before_writing("the shared head", values)
+    tensor_file.write(path, HEAD_FORMAT, VERSION, values, {"labels": json.dumps(list(labels))})
     return path
 
 
@@ -202,10 +170,23 @@ def load_head(path: str | pathlib.Path, info: PatchInfo, heads: str | pathlib.Pa
     if heads is None:
         raise errors.ArtifactError(f"{path} shares its head with other tasks; give the folder of shared heads")
     head_path = pathlib.Path(heads) / f"{info.shared_head[:16]}.safetensors"
-    tensors, _ = tensor_file.read(head_path, HEAD_FORMAT, VERSION)
+    tensors = read_head(head_path)[0]
     if content_hash.digest(tensors) != info.shared_head:
         raise errors.ArtifactError(f"{head_path} is not the head that {path} was trained with")
     return tensors
+
+
+def read_head(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Values and class names of a file of a shared head.
+
+    Raises:
+      ArtifactError: damaged, of another version, or with values or fields that no head has.
+    """
+    tensors, metadata = tensor_file.read(path, HEAD_FORMAT, VERSION)
+    labels = schema.check(str(path), metadata, {"labels": schema.TEXT})["labels"]
+    named = schema.check(str(path), {"labels": schema.parse(str(path), labels)}, {"labels": schema.list_of(schema.TEXT)})
+    tensor_file.check_values(path, tensors)
+    return tensors, tuple(named["labels"])
 
 
 def assign_head(patched: PatchedModel, values: Mapping[str, np.ndarray], what: str) -> None:

@@ -69,6 +69,11 @@ class Parameter:
         """Its shape in a patch file."""
         return self.storage.stored_shape if self.storage else tuple(self.variable.shape)
 
+    @property
+    def stored_dtype(self) -> str:
+        """Its type in a patch file; nothing is cast silently."""
+        return "uint8" if self.storage else keras.backend.standardize_dtype(self.variable.dtype)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchedModel:
@@ -139,9 +144,10 @@ class PatchedModel:
         """Writes stored values into the private variables; the inverse of `stored`.
 
         Raises:
-          ArtifactError: names or shapes that do not fit `what`; nothing is written then.
+          ArtifactError: names, shapes or types that do not fit `what`; nothing is written then.
         """
-        tensor_file.check_fit(what, {p.stored_key: p.stored_shape for p in self.owned()}, tensors)
+        dtypes = {p.stored_key: p.stored_dtype for p in self.owned()}
+        tensor_file.check_fit(what, {p.stored_key: p.stored_shape for p in self.owned()}, tensors, dtypes)
         values = {p.key: (p, tensors[p.stored_key]) for p in self.owned()}
         decoded = {key: p.storage.decode(value) if p.storage else value for key, (p, value) in values.items()}
         for key, variable in self.private().items():

@@ -1,12 +1,11 @@
 """Describes a file or folder of k4p1: what it is, parameters, bytes, fingerprint."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from k4p1 import errors
 from k4p1.engine import checkpoints
-from k4p1.files import tensor_file
+from k4p1.files import run_record, schema, tensor_file
 from k4p1.patches.bit_packing import BitPacking
 from k4p1.runs.model_dir import ModelDir
 
@@ -50,7 +49,7 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
     values = sum(tensor.size for tensor in tensors.values())
     rows: list[tuple[str, object]] = [("bytes", f"{path.stat().st_size:,}"), ("values", f"{values:,}")]
     if format_name == patch_file.FORMAT:
-        info = patch_file.PatchInfo.from_metadata(metadata)
+        info = patch_file.read_patch(path)[1]
         statistics = sum(t.size for name, t in tensors.items() if "/moving_" in name)
         bits = {name: t.size for name, t in tensors.items() if name.endswith(f"/{BitPacking.name}")}
         shown = info.labels if len(info.labels) <= 8 else (*info.labels[:8], "...")
@@ -59,7 +58,7 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
             ("spec", info.spec),
             ("private parameters", _parameters(values - statistics, sum(bits.values()))),
             ("private statistics", f"{statistics:,}"),
-            ("policy", _policy(json.loads(metadata["patch"])["options"])),
+            ("policy", _policy(info.spec.options())),
             ("labels", f"{len(info.labels)}: {', '.join(shown)}"),
             ("image size", "x".join(map(str, info.image_size))),
             ("input scaling", info.scaling),
@@ -70,16 +69,17 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
             ("written by", f"k4p1 {info.k4p1_version}"),
         ]
     elif format_name == backbone_files.FORMAT:
+        metadata = backbone_files.read(path)[1]
         rows += [(name, metadata[name]) for name in ("name", "scaling", "fingerprint")]
         config = metadata["config"]
         rows.append(("config", config if len(config) < 200 else config[:200] + "..."))
     elif format_name == factor_file.FORMAT:
-        rows.append(("backbone fingerprint", metadata["backbone_fingerprint"]))
+        rows.append(("backbone fingerprint", factor_file.read_factors(path)[1]))
     elif format_name == checkpoints.FORMAT:
-        rows += [(name, int(tensor)) for name, tensor in tensors.items() if name.startswith("ticket/")]
-        rows.append(("progress", metadata["progress"]))
+        rows += [(name, int(tensor)) for name, tensor in tensors.items() if name.startswith("ticket/") and tensor.size == 1]
+        rows.append(("progress", metadata.get("progress", "none")))
     else:
-        rows.append(("labels", metadata["labels"]))
+        rows.append(("labels", ", ".join(patch_file.read_head(path)[1])))
     rows.append(("content hash", tensor_file.read_header(path)["content_hash"]))
     return f"{format_name} {path}", rows
 
@@ -99,14 +99,14 @@ def _policy(options: dict[str, dict[str, object]]) -> str:
 def _model_dir(folder: ModelDir) -> list[tuple[str, Rows]]:
     rows: list[tuple[str, object]] = []
     if (folder.root / "run.json").is_file():
-        run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
+        run = run_record.read(folder.root)
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         rows += [("config hash", run["config_hash"]), ("versions", versions)]
     kept = checkpoints.Checkpoints(folder.checkpoints).paths()
     rows.append(("checkpoints", ", ".join(path.name for path in kept) or "none"))
     rows.append(("finished", "yes" if folder.result.is_file() else "no"))
-    result = json.loads(folder.result.read_text(encoding="utf-8")) if folder.result.is_file() else {}
-    if "model_size_ratio" in result:
+    result = folder.read_result()
+    if result["model_size_ratio"] is not None:
         ratio = f"{result['model_size_ratio']:.3f} (backbone, factors and patches over backbone; heads left out)"
         rows.append(("model-size ratio", ratio))
     sections = [(f"model_dir {folder.root}", rows)]
@@ -114,7 +114,7 @@ def _model_dir(folder: ModelDir) -> list[tuple[str, Rows]]:
     sections += [_file(path) for path in files if path.is_file()]
     for path in sorted(folder.root.glob("tasks/*/patch.safetensors")):
         title, listed = _file(path)
-        sections.append((title, [*listed, *_costs(result.get("tasks", {}).get(path.parent.name, {}))]))
+        sections.append((title, [*listed, *_costs(result["tasks"].get(path.parent.name, {}))]))
     return sections
 
 
@@ -126,7 +126,7 @@ def _costs(entry: dict[str, object]) -> Rows:
         "multiply_adds_added": "added before folding",
         "multiply_adds_added_folded": "added after folding",
     }
-    return [(shown, f"{entry[name]:,}") for name, shown in names.items() if entry.get(name) is not None]
+    return [(shown, f"{entry[name]:,}") for name, shown in names.items() if schema.NUMBER.holds(entry.get(name))]
 
 
 def _export(path: pathlib.Path) -> tuple[str, Rows]:

@@ -12,13 +12,25 @@ from k4p1 import errors
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.data.source import Source
-from k4p1.files import atomic, content_hash, run_record
+from k4p1.files import atomic, content_hash, result_file, run_record, schema
 from k4p1.patches import patch_file
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.patches.spec import PatchSpec
 from k4p1.tasks.task import Task
 
 _FORMER_FIELDS = {"start": "init_from", "weight": "turn_weight", "validation": "validation_fraction"}
+_REQUIRED_FIELDS = {"name": schema.TASK_NAME, "seed": schema.WHOLE, "patch": schema.TEXT, "data": schema.TEXT}
+_TEXTS = ("augment", "objective", "teacher", "init_from", "start")
+_FIELDS = {
+    **dict.fromkeys(_TEXTS, schema.TEXT),
+    "data_dir": schema.TEXT.or_none(),
+    "metrics": schema.list_of(schema.TEXT, least=1),
+    "loss": schema.Field(
+        "text, or weights of terms", lambda v: schema.SCALAR.holds(v) or schema.object_of(schema.NUMBER).holds(v)
+    ),
+}
+"""Fields of `task.json` that `Task` itself does not check."""
+
 _PLAIN_FIELDS = [f.name for f in dataclasses.fields(Task) if f.name != "schedule"]
 
 
@@ -35,7 +47,7 @@ class ModelDir:
         self.heads = self.root / "backbone" / "heads"
         self.factors = self.root / "backbone" / "factors"
         self.checkpoints = self.root / "checkpoints"
-        self.result = self.root / "result.json"
+        self.result = self.root / result_file.NAME
         self._run = self.root / run_record.RUN_FILE
 
     def task_folder(self, task: str) -> pathlib.Path:
@@ -59,8 +71,8 @@ class ModelDir:
           StorageError: the folder cannot be written.
         """
         run = content_hash.digest({}, json.loads(json.dumps(description)))
-        before = self._read_json(self._run) if self._run.is_file() else {}
-        if "config" in before and before.get("config_hash") != run and resume:
+        before = run_record.read(self.root) if self._run.is_file() else {}
+        if before.get("config") is not None and before.get("config_hash") != run and resume:
             raise errors.ConfigError(
                 f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
                 "give another --model_dir, or --noresume to start over here"
@@ -107,9 +119,18 @@ class ModelDir:
 
     def read_task(self, name: str) -> tuple[Task, int]:
         """A task as it was trained, and the seed of its run; `data` is empty if it was a Python object."""
-        values = self._read_json(self.task_folder(name) / "task.json")
+        path = self.task_folder(name) / "task.json"
+        values = schema.read(path, _REQUIRED_FIELDS)
+        values = schema.check(str(path), values, {field: what for field, what in _FIELDS.items() if field in values})
         seed = values.pop("seed")
-        return task_of(values), seed
+        try:
+            return task_of(values), seed
+        except (errors.ConfigError, TypeError) as e:  # TypeError: a field that no task has
+            raise errors.ArtifactError(f"{path}: {str(e).splitlines()[0]}") from e
+
+    def read_result(self) -> dict[str, Any]:
+        """What a finished run reached; empty fields for one that is not finished."""
+        return result_file.read(self.root)
 
     def load_backbone(self) -> Backbone:
         """The run's backbone."""
@@ -119,13 +140,6 @@ class ModelDir:
         """The task model of a finished task."""
         self.chosen_tasks(name)
         return patch_file.load_patch(self.patch(name), backbone or self.load_backbone(), self.heads, self.factors)
-
-    @staticmethod
-    def _read_json(path: pathlib.Path) -> dict[str, Any]:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise errors.ArtifactError(f"cannot read {path}: {e}") from e
 
 
 def load_task(model_dir: str | pathlib.Path, task: str):

@@ -204,7 +204,7 @@ def _connect(
     workers = {task.name: (task.workers, task.worker_share) for task in tasks}
     RunCluster.check(role, workers, settings)
     resumes = folder is not None and settings.resume
-    before = status_file.read(folder.root).get("tasks", {}) if resumes else {}
+    before = status_file.read_if_whole(folder.root).get("tasks", {}) if resumes else {}
     known_steps = {task: values.get("done", 0) for task, values in before.items()}
     hold()
     root = None if folder is None else folder.root

@@ -1,6 +1,5 @@
 """`k4p1 status`: where a run stands."""
 
-import json
 import pathlib
 import time
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from k4p1 import errors
-from k4p1.files import status_file
+from k4p1.files import result_file, status_file
 
 _SILENT_SECONDS = 30.0
 _PLAIN_WIDTH = 160
@@ -26,23 +25,23 @@ def show(model_dir: pathlib.Path) -> None:
     status = status_file.read(model_dir)
     if not status:
         raise errors.ArtifactError(f"{model_dir} holds no {status_file.NAME}: no run of k4p1 has begun to train there")
-    console = rich_console.Console(soft_wrap=True, highlight=False)
+    console = rich_console.Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
-    console.print(_headline(model_dir, status), markup=False)
-    result = _result(model_dir) if status["state"] == status_file.FINISHED else {}
+    console.print(_headline(model_dir, status))
+    result = result_file.read(model_dir)["tasks"] if status["state"] == status_file.FINISHED else {}
     rows = []
     for task, values in status["tasks"].items():
         rows.append(
             (
                 task,
-                f"{values.get('done', 0)}/{values.get('target', '?')}",
+                f"{values['done']}/{'?' if values['target'] is None else values['target']}",
                 _number(values.get("loss"), ".3f"),
                 _number(values.get("steps_per_s"), ".1f"),
                 _number(values.get("examples_per_s"), ",.0f"),
                 _staleness(values),
                 ", ".join(map(str, values.get("workers", []))),
-                str(values.get("interrupted", "")),
+                _text(values["interrupted"]),
                 _selecting(result.get(task, {}), values),
             )
         )
@@ -53,7 +52,7 @@ def show(model_dir: pathlib.Path) -> None:
             name,
             values.get("state", ""),
             ", ".join(values.get("tasks", [])),
-            str(values.get("steps", "")),
+            _text(values["steps"]),
             _number(values.get("steps_per_s"), ".1f"),
             _number(values.get("examples_per_s"), ",.0f"),
             _staleness(values),
@@ -63,9 +62,9 @@ def show(model_dir: pathlib.Path) -> None:
     _print(console, ("worker", "state", "tasks", "steps", "steps/s", "examples/s", "staleness"), rows)
     for owner, values in status.get("owners", {}).items():
         if values.get("missing"):
-            console.print(f"{owner}: {values['missing']} updates did not arrive", markup=False)
+            console.print(f"{owner}: {values['missing']} updates did not arrive")
     for event in status["events"]:
-        console.print(time.strftime("%H:%M:%S", time.localtime(event["time"])), event["text"], markup=False)
+        console.print(time.strftime("%H:%M:%S", time.localtime(event["time"])), event["text"])
 
 
 def _headline(model_dir: pathlib.Path, status: dict) -> str:
@@ -84,11 +83,8 @@ def _ago(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _result(model_dir: pathlib.Path) -> dict:
-    try:
-        return json.loads((model_dir / "result.json").read_text(encoding="utf-8"))["tasks"]
-    except (OSError, ValueError, KeyError):
-        return {}
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -104,7 +100,7 @@ def _selecting(result: dict, values: dict) -> str:
 
 
 def _staleness(values: dict) -> str:
-    if "staleness_mean" not in values:
+    if values["staleness_mean"] is None or values["staleness_max"] is None:
         return ""
     return f"{values['staleness_mean']:.1f}, at most {values['staleness_max']:.0f}"
 

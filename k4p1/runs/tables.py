@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import console as rich_console
-from rich import markup
 from rich import table as rich_table
 
 from k4p1.engine.groups import ParameterGroup
@@ -66,19 +65,20 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     """Any table."""
     table = _table(title, *columns)
     for row in rows:
-        table.add_row(*(markup.escape(str(cell)) for cell in row))
+        table.add_row(*map(str, row))
     _print(table)
 
 
 def _table(title: str, *columns: str) -> rich_table.Table:
-    table = rich_table.Table(title=markup.escape(title))
+    table = rich_table.Table(title=title)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table
 
 
 def _print(table: rich_table.Table) -> None:
-    console = rich_console.Console()
+    plain = {"markup": False, "emoji": False}  # names of tasks, labels and paths are text
+    console = rich_console.Console(**plain)
     if not console.is_terminal:
-        console = rich_console.Console(width=120)
+        console = rich_console.Console(width=120, **plain)
     console.print(table)

@@ -9,7 +9,6 @@ import numpy as np
 
 from k4p1 import errors
 from k4p1.backbones.backbone import Backbone
-from k4p1.files import tensor_file
 from k4p1.patches import factor_file, patch_file
 from k4p1.patches.joint_compression import low_rank
 from k4p1.patches.patched_model import PatchedModel
@@ -65,8 +64,7 @@ def read_warm_starts(tasks: Sequence[Task], backbone: Backbone) -> dict[str, War
         if not task.init_from:
             continue
         path = pathlib.Path(task.init_from).expanduser()
-        tensors, metadata = tensor_file.read(path, patch_file.FORMAT, patch_file.VERSION)
-        info = patch_file.PatchInfo.from_metadata(metadata)
+        tensors, info = patch_file.read_patch(path)
         fingerprint = backbone.fingerprint(info.structure_version)
         if info.fingerprint != fingerprint:
             raise errors.ArtifactError(

@@ -58,8 +58,8 @@ def test_the_description_of_a_patch_file():
         **{
             "scaling": "none",
             "backbone": "b",
-            "fingerprint": "f",
-            "structure": "s",
+            "fingerprint": 64 * "f",
+            "structure": 64 * "5",
             "shared_head": "",
             "k4p1_version": "0.1.0",
         },
