@@ -1,20 +1,22 @@
 """gin configuration: what gin files can name, where they are found, and mistakes that gin itself lets pass."""
 
 import inspect
+import io
+import itertools
+import pathlib
 import re
 import tokenize
 from collections.abc import Sequence
 
 import gin
 from k4p1 import backbones, engine, errors
-from k4p1.cli import gin_files
+from k4p1.cli import gin_files, gin_types
 from k4p1.engine import optimizers, schedules
 from k4p1.methods import decathlon, finetune, packnet, train
 from k4p1.tasks import Task
 
 _MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
 _BINDING = re.compile(r"^((?:[\w.-]+/)*)([\w.]+)\.(\w+) =", re.MULTILINE)
-_REFERENCE = re.compile(r"%(\w+)")
 
 _CONFIGURABLES = {
     "train": train.train,
@@ -48,7 +50,7 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     """Reads gin files and bindings into gin's configuration, in this order, and returns it as text.
 
     Raises:
-      ConfigError: bad syntax, an unknown name or parameter, an unused macro, or one without a value.
+      ConfigError: bad syntax, an unknown name or parameter, a macro that is unused or has no value, a value of a wrong type.
     """
     gin.clear_config()
     gin.add_config_file_search_path(str(gin_files.folder()))
@@ -67,8 +69,9 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
         raise errors.ConfigError(f"gin cannot read {'; '.join([*files, *bindings])!r}: {e.args[0]}") from e
     except (ValueError, TypeError, OSError) as e:
         raise errors.ConfigError(_explain(str(e))) from e
+    gin_types.check_types(list(map(pathlib.Path, paths)), bindings, _CONFIGURABLES)
     text = gin.config_str()
-    macros, used = set(_MACRO.findall(text)), set(_REFERENCE.findall(text))
+    macros, used = set(_MACRO.findall(text)), _references(text)
     for name in sorted(used - macros):
         raise errors.ConfigError(
             f"macro '%{name}' has no value; {errors.nearest(name, macros)}give one: --gin_bindings '{name} = ...'"
@@ -76,6 +79,12 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     for name in sorted(macros - used):
         raise errors.ConfigError(f"unused macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}")
     return text
+
+
+def _references(text: str) -> set[str]:
+    """The macros that a configuration refers to; a percent sign in quotes is none."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    return {name.string for sign, name in itertools.pairwise(tokens) if sign.string == "%" and name.type == tokenize.NAME}
 
 
 def operative() -> str:

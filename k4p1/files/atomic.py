@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import pathlib
-import tempfile
+import secrets
 from collections.abc import Iterator
 
 from k4p1 import errors
@@ -22,11 +22,10 @@ def written_atomically(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        partial = pathlib.Path(name)
+        beside = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the system applies the umask
+        partial = beside
         yield partial
-        os.chmod(partial, 0o666 & ~_umask())
         with open(partial, "rb") as f:
             os.fsync(f.fileno())
         os.replace(partial, path)
@@ -62,9 +61,3 @@ def storage_error(path: str | pathlib.Path, e: OSError) -> errors.K4p1Error:
         errno.ENOTDIR: "a part of the path is a file, not a folder",
     }.get(e.errno, e.strerror or str(e))
     return errors.StorageError(f"cannot write {path}: {reason}")
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value

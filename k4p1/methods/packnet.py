@@ -1,5 +1,6 @@
 """PackNet: tasks packed into one network by pruning, one after another (Mallya and Lazebnik, 2018; compared with in PB)."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -79,10 +80,12 @@ def packnet(
             raise errors.ConfigError(f"task name '{name}' is used twice; every task needs its own")
     folder, how = ModelDir(model_dir), RunSettings.of("packnet", **settings)
     check_usable(folder.root)
-    keras.config.set_dtype_policy(how.precision)
-    keras.utils.set_random_seed(how.seed)
-    first = backbone() if callable(backbone) else backbone
-    with run_lock(folder.root):
+    with contextlib.ExitStack() as held:
+        held.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        keras.config.set_dtype_policy(how.precision)
+        keras.utils.set_random_seed(how.seed)
+        first = backbone() if callable(backbone) else backbone
+        held.enter_context(run_lock(folder.root))
         described_run = {
             "backbone": first.fingerprint(),
             "tasks": [{**plain_task(task), "schedule": repr(task.schedule)} for task in tasks],

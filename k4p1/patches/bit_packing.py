@@ -50,7 +50,7 @@ class BitPacking:
         return np.packbits(np.stack([kept, turned & ~kept], axis=-1).reshape(-1), bitorder="little")
 
     def decode(self, packed: np.ndarray) -> np.ndarray:
-        """Scores whose mask is the stored one, each 0.005 from its threshold.
+        """Scores whose mask is the stored one, each 0.005 from its threshold, or as near to it as float32 can tell apart.
 
         Raises:
           ArtifactError: not bytes of `stored_shape`, or a code that stands for nothing.
@@ -59,12 +59,14 @@ class BitPacking:
             raise errors.ArtifactError(
                 f"a mask of shape {self.shape} takes uint8 {self.stored_shape}; got {packed.dtype} {packed.shape}"
             )
+        threshold = np.float32(self.threshold)
+        margin = max(np.float32(_MARGIN), 2 * np.spacing(np.abs(threshold)))
         flags = np.unpackbits(packed, count=math.prod(self.shape) * self.bits, bitorder="little").astype(bool)
         if not self.ternary:
-            scores = np.where(flags, self.threshold + _MARGIN, self.threshold - _MARGIN)
+            scores = np.where(flags, threshold + margin, threshold - margin)
         else:
             kept, turned = flags.reshape(-1, 2).T
             if np.any(kept & turned):
                 raise errors.ArtifactError("a ternary mask holds the code 3, which stands for nothing")
-            scores = np.where(kept, self.threshold + _MARGIN, np.where(turned, -self.threshold - _MARGIN, 0.0))
+            scores = np.where(kept, threshold + margin, np.where(turned, -threshold - margin, 0.0))
         return scores.astype(np.float32).reshape(self.shape)

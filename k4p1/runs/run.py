@@ -61,6 +61,16 @@ def run(
         frozen ("Transfer learning").
       settings: see `RunSettings`.
     """
+    before = keras.config.dtype_policy()
+    try:
+        return _run(backbone, tasks, shared_trained, settings)
+    finally:
+        keras.config.set_dtype_policy(before)  # what the caller builds next is none of this run's business
+
+
+def _run(
+    backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], shared_trained: bool, settings: RunSettings
+) -> RunResult:
     if settings.dry_run:
         return _dry_run(backbone, tasks, shared_trained, settings)
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None

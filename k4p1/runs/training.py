@@ -112,7 +112,11 @@ def train(
         checkpoints = Checkpoints(where, settings.keep_checkpoints, place.run_hash)
     with Reporter(steps, root, settings.quiet or stop_after is not None, place.status) as reporter:
         if any(isinstance(data, CachedFeatures) for data in inputs.values()):
-            reporter.message("only the head trains: features are computed once")
+            dropping = [task.name for task in prepared if task.has_inner_dropout()]
+            how_dropped = (
+                f", without the dropout inside the network of {', '.join(dropping)} (cache_features=False keeps it)"
+            )
+            reporter.message(f"only the head trains: features are computed once{how_dropped if dropping else ''}")
         if place.cluster is not None:
             known_steps = {} if refit else place.cluster.known_steps
             trainer = place.cluster.trainer(tasks, groups, reporter, checkpoints, known_steps=known_steps, **how)

@@ -1,8 +1,9 @@
 """Many tasks on one loaded backbone: add, switch, combine, merge, delete."""
 
+import numbers
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import keras
 import numpy as np
@@ -121,15 +122,17 @@ class PatchSet:
           weights: w_t by task; they need not add up to 1.
 
         Raises:
-          PatchError: tasks of different specs, labels or factors; or masks, whose bits have no weighted sum.
+          ConfigError: an unknown task, or a name that is taken.
+          PatchError: tasks of different specs, labels or factors; masks, whose bits have no weighted sum; or weights that
+            are not finite numbers, or give negative variances.
         """
         self._check_free(name)
-        parts = {task: self._get(task) for task in weights}
-        if not parts:
+        if not weights:
             raise errors.PatchError("combine needs at least one task with its weight")
         for task, weight in weights.items():
-            if not np.isfinite(weight):
-                raise errors.PatchError(f"combine: the weight of '{task}' is {weight}; expected a finite number")
+            if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not np.isfinite(weight):
+                raise errors.PatchError(f"combine: the weight of '{task}' is {weight!r}; expected a finite number")
+        parts, labels, objectives = self._snapshot(weights)
         first_name, first = next(iter(parts.items()))
         fingerprint = patch_file.head_fingerprint
         for task, patched in parts.items():
@@ -137,8 +140,8 @@ class PatchSet:
                 what
                 for what, same in {
                     "patch specs": patched.spec == first.spec,
-                    "labels": self._labels[task] == self._labels[first_name],
-                    "objectives": self._objectives[task] == self._objectives[first_name],
+                    "labels": labels[task] == labels[first_name],
+                    "objectives": objectives[task] == objectives[first_name],
                     "shared factors": set(map(id, patched.factors().values())) == set(map(id, first.factors().values())),
                     "shared heads": not first.spec.shares_head or fingerprint(patched) == fingerprint(first),
                     "image sizes": patched.image_size == first.image_size,
@@ -152,19 +155,34 @@ class PatchSet:
         combined = apply_patches(
             self.backbone,
             first.spec,
-            head=task_head.of_objective(self._objectives[first_name], self._labels[first_name]),
+            head=task_head.of_objective(objectives[first_name], labels[first_name]),
             image_size=first.image_size,
             shared_head=first.head if first.spec.shares_head else None,
             factors={p.key: p.variable for p in first.parameters if p.kind == FACTORS},
             name=name,
         )
         stored = {task: patched.stored() for task, patched in parts.items()}
-        sums = {key: sum(w * stored[task][key] for task, w in weights.items()) for key in stored[first_name]}
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            sums = {
+                key: np.asarray(sum(w * stored[task][key] for task, w in weights.items()), value.dtype)
+                for key, value in stored[first_name].items()
+            }
         for key, value in sums.items():
-            if key.endswith("moving_variance") and np.min(value) < 0:
+            if key.endswith("moving_variance") and value.size and np.min(value) < 0:
                 raise errors.PatchError(f"combine: '{key}' would hold a negative variance; give other weights")
-        combined.restore({key: np.asarray(value, np.float32) for key, value in sums.items()}, f"combined task '{name}'")
-        self._put(name, combined, self._labels[first_name], self._objectives[first_name])
+            if not np.all(np.isfinite(value)):
+                raise errors.PatchError(f"combine: '{key}' would hold values that are not finite; give smaller weights")
+        combined.restore(sums, f"combined task '{name}'")
+        self._put(name, combined, labels[first_name], objectives[first_name])
+
+    def _snapshot(self, tasks: Iterable[str]) -> tuple[dict[str, PatchedModel], dict[str, tuple[str, ...]], dict[str, str]]:
+        """Models, labels and objectives of tasks at one moment: another thread may delete one."""
+        with self._lock:
+            for name in tasks:
+                if name not in self._tasks:
+                    raise errors.ConfigError(errors.unknown("task of this set", name, self._tasks))
+            held = (self._tasks, self._labels, self._objectives)
+            return tuple({name: one[name] for name in tasks} for one in held)
 
     def _get(self, name: str) -> PatchedModel:
         with self._lock:

@@ -1,6 +1,7 @@
 """One SavedModel per task, ready for TensorFlow Serving: preprocessing inside, labels beside."""
 
 import pathlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from k4p1 import errors
 from k4p1.data import preprocessing
 from k4p1.files import atomic
 from k4p1.patches.fold import fold
+from k4p1.patches.patch_info import check_labels
 from k4p1.patches.patched_model import LOGITS
 from k4p1.patches.task_head import DEFAULT_OBJECTIVE
 from k4p1.tasks import objectives
@@ -39,8 +41,12 @@ class ServedTask(tf.Module):
 
     def __init__(self, model: keras.Model, image_size: tuple[int, int], objective: Objective, labels_path: pathlib.Path):
         super().__init__()
-        self._model, self._size, self._objective = model, image_size, objective
-        self._weights = model.variables  # tracked, so that they are saved
+        self._size = image_size
+        self._weights = model.variables  # tracked, so that they are saved; a tracked model would add graphs of its own
+        pixels = tf.TensorSpec([None, *image_size, 3], tf.uint8, name="pixels")
+        self._answer = tf.function(  # one graph, which both signatures call
+            lambda images: objective.answers(outputs_of(model, images)), input_signature=[pixels]
+        )
         self.labels_file = tf.saved_model.Asset(str(labels_path))
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
@@ -57,9 +63,6 @@ class ServedTask(tf.Module):
             fn_output_signature=tf.TensorSpec([*self._size, 3], tf.uint8),
         )
         return self._answer(images)
-
-    def _answer(self, images):
-        return self._objective.answers(outputs_of(self._model, images))
 
 
 def outputs_of(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -92,16 +95,22 @@ def export_task(
       (path of the SavedModel, largest difference of its answers on the probe).
 
     Raises:
+      ConfigError: labels that do not match the classes.
       StorageError: the folder cannot be written.
       ArtifactError: the SavedModel read back does not compute what the task model does.
     """
     folder, objective = pathlib.Path(folder).expanduser(), objectives.find(objective)
+    check_labels(model.output, labels, objective.name)
+    if any(len(label.splitlines()) > 1 for label in labels):
+        raise errors.ConfigError("a label has several lines; labels.txt holds one label a line")
     versions = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.is_dir() else []
     target = folder / str(max(versions, default=0) + 1)
     partial = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        beside = folder / f".partial-{secrets.token_hex(6)}"
+        beside.mkdir()  # unlike mkdtemp, with the permissions that the umask leaves
+        partial = beside
         with tempfile.TemporaryDirectory() as scratch:
             labels_path = pathlib.Path(scratch) / "labels.txt"
             labels_path.write_text("\n".join(labels) + "\n", encoding="utf-8")
@@ -109,7 +118,6 @@ def export_task(
             signatures = {"serving_default": served.serve_images, "encoded": served.serve_encoded}
             tf.saved_model.save(served, str(partial), signatures=signatures)
         difference = _largest_difference(model, objective, partial, image_size)
-        partial.chmod(0o755)
         partial.rename(target)
         partial = None
     except OSError as e:

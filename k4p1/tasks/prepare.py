@@ -14,7 +14,7 @@ from k4p1.data.pipeline import Pipeline
 from k4p1.data.splits import Splits
 from k4p1.engine.metrics import Metric
 from k4p1.patches.apply import apply_patches
-from k4p1.patches.patched_layer import STATISTICS, TRAINED
+from k4p1.patches.patched_layer import RANDOM, STATISTICS, TRAINED
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.patches.task_head import FEATURES
 from k4p1.tasks import distillation, objectives
@@ -62,6 +62,11 @@ class PreparedTask:
     def name(self) -> str:
         """The task's name."""
         return self.task.name
+
+    def has_inner_dropout(self) -> bool:
+        """Whether the backbone drops something at random in training."""
+        seeds = [p for p in self.patched.parameters if p.role == RANDOM]
+        return any(not p.key.startswith("head") for p in seeds)
 
     def only_head_trains(self) -> bool:
         """Whether features never change: only the head is trained, with fixed preprocessing."""

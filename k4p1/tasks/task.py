@@ -13,6 +13,7 @@ from k4p1.tasks import distillation, objectives
 from k4p1.tasks.loss import TermSpec
 from k4p1.tasks.loss import parse as parse_loss
 from k4p1.tasks.objectives import Objective
+from k4p1.tasks.task_name import name_of_data
 
 _NUMBERS = {
     "image_size": checks.POSITIVE_WHOLE,
@@ -35,7 +36,7 @@ class Task:
     """What one task of a run is; nothing is opened or built yet.
 
     Attributes:
-      name: ASCII letters, digits, `_`, `-` and `.`; names its files.
+      name: ASCII letters, digits, `_`, `-` and `.`; names its files. None: that of the data, see `task_name`.
       data: `embedded/digits`, a prepared TFDS directory, an image folder, a TFDS name, or a `k4p1.data.Source`.
       data_dir: where TFDS keeps its data sets.
       patch: the patch spec.
@@ -66,7 +67,7 @@ class Task:
       PatchError: a bad patch spec.
     """
 
-    name: str
+    name: str | None = None
     data: str | Source
     data_dir: str | None = None
     patch: str | PatchSpec = "scale_bias+head"
@@ -92,6 +93,8 @@ class Task:
     worker_share: float = 1.0
 
     def __post_init__(self):
+        if self.name is None:
+            object.__setattr__(self, "name", name_of_data(self.data))
         checks.check_task_name(self.name)
         if self.name == "shared":
             raise errors.ConfigError("task name 'shared' is taken by the shared parameters; choose another")

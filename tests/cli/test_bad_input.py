@@ -296,7 +296,7 @@ class TestImageFolders:
         bindings = [f"data = '{tmp_path / 'images'}'", "batch_size = 4", "epochs = 2", "validation = 0.0"]
         assert main.main([*command(ONE_TASK, *bindings), "--model_dir", str(tmp_path / "run")]) == 0
         result = json.loads((tmp_path / "run" / "result.json").read_text())
-        skipped = result["tasks"]["task"]["skipped_images"]
+        skipped = result["tasks"]["images"]["skipped_images"]
         assert 0 < skipped <= 4  # a fifth of the images is the test split
         out = capsys.readouterr().out
         assert f"{skipped} corrupt images of its training split were skipped" in "".join(out.splitlines())

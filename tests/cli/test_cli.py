@@ -287,7 +287,7 @@ class TestFinetune:
     def test_computes_features_once(self, finetuned):
         folder, _, err = finetuned
         assert "only the head trains: features are computed once" in err
-        task = json.loads((folder / "result.json").read_text())["tasks"]["task"]
+        task = json.loads((folder / "result.json").read_text())["tasks"]["parity"]
         assert task["private_parameters"] == 8 * 2 + 2
 
     def test_names_unused_bindings(self, finetuned):

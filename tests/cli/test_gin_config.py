@@ -138,3 +138,48 @@ class TestUnused:
         gin_config.CONFIGURABLES["mobilenet_v2"]
         gin_config.CONFIGURABLES["Cosine"]()
         assert "Cosine.end = 0.0" in gin_config.operative()
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        ("binding", "message"),
+        [
+            ("steps = 'x'", "--gin_bindings: steps = 'x'; expected a whole number or None for train.steps"),
+            ("image_size = (32, 32)", "image_size = (32, 32); expected a whole number for Task.image_size"),
+            ("Task.image_size = 32.5", "--gin_bindings: Task.image_size = 32.5; expected a whole number"),
+            ("digits/Task.data = 3", "digits/Task.data = 3; expected text in quotes or a reference such as @name"),
+            ("learning_rate = 'fast'", "learning_rate = 'fast'; expected a number for OptimizerConfig.learning_rate"),
+            ("train.refit = 'no'", "train.refit = 'no'; expected True or False"),
+            ("train.backbone = 'mobilenet_v2'", "train.backbone = 'mobilenet_v2'; expected a reference such as @name"),
+            ("Task.metrics = 'accuracy'", "Task.metrics = 'accuracy'; expected a list, each text in quotes or None"),
+            ("Task.metrics = [1]", "Task.metrics = [1]; expected a list, each text in quotes or None"),
+            ("k4p1.train.steps = True", "train.steps = True; expected a whole number or None"),
+            ("Cosine.warmup = None", "Cosine.warmup = None; expected a number"),
+        ],
+    )
+    def test_a_wrong_type_names_the_binding(self, binding, message):
+        with pytest.raises(errors.ConfigError) as caught:
+            gin_config.load(["quickstart"], [binding])
+        assert message in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_file_and_line_of_a_binding(self, tmp_path):
+        mine = tmp_path / "mine.gin"
+        mine.write_text("include 'quickstart.gin'\n\nsteps = 'many'\n")
+        with pytest.raises(errors.ConfigError, match=rf"{mine}, line 3: steps = 'many'; expected a whole number or None"):
+            gin_config.load([str(mine)])
+        mine.write_text("include 'quickstart.gin'\ndigits/Task:\n  batch_size = '8'\n")
+        with pytest.raises(errors.ConfigError, match=rf"{mine}, line 3: digits/Task.batch_size = '8'; expected"):
+            gin_config.load([str(mine)])
+
+    def test_the_last_binding_counts(self):
+        assert "steps = 7" in gin_config.load(["quickstart"], ["steps = 'x'", "steps = 7"])
+
+    @pytest.mark.parametrize("binding", ["Task.epochs = 1", "train.tasks = (@digits/Task(),)", "Task.schedule = @Cosine()"])
+    def test_whole_numbers_are_numbers_and_references_may_be_anything(self, binding):
+        gin_config.load(["quickstart"], [binding])
+
+
+def test_a_percent_sign_in_quotes_is_no_macro():
+    text = gin_config.load(["finetune"], ["data = '/x/100%real'"])
+    assert "'/x/100%real'" in text

@@ -54,7 +54,7 @@ SMALLER = {
 
 TASKS = {
     "quickstart": ["digits", "parity"],
-    "finetune": ["task"],
+    "finetune": ["digits"],
     "decathlon_small": ["digits", "parity"],
     "packnet": ["digits", "parity"],
     "decathlon": list(FINETUNING),

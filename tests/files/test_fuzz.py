@@ -1,6 +1,6 @@
 """Ten thousand altered files, each with the hash that belongs to it: an `ArtifactError`, or a file that can be used.
 
-The alterations are drawn by a fixed seed. Files are altered in memory: `tensor_file.read` gives what a whole file would give.
+The alterations are drawn by a fixed seed. Files are altered in memory: `tensor_file.read` gives what a file would give.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from k4p1 import backbones, errors
 from k4p1.backbones import files as backbone_files
-from k4p1.files import result_file, run_record, status_file, tensor_file
+from k4p1.files import result_file, run_record, tensor_file
 from k4p1.patches import factor_file, patch_file
 from k4p1.patches.apply import apply_patches
 from k4p1.runs import status
@@ -20,7 +20,12 @@ from k4p1.runs.model_dir import ModelDir
 
 pytestmark = pytest.mark.filterwarnings("ignore::k4p1.errors.PatchWarning")  # of kinds that say a patch is unwise
 
-SPECS = ("scale_bias+depthwise+head", "mask(mask_type=ternary)+head", "parallel_adapter(rank=2)+lora(layers=mix)+head", "none")
+SPECS = (
+    "scale_bias+depthwise+head",
+    "mask(mask_type=ternary)+head",
+    "parallel_adapter(rank=2)+lora(layers=mix)+head",
+    "none",
+)
 LABELS = ("a", "b", "c")
 ODD = (
     *(None, True, False, 0, -1, 3, 2**63, 10**30, 0.5, -0.0, 1e400, float("nan"), "", "x", "../../x", "é", "\ud800"),
@@ -117,7 +122,10 @@ def altered_tensors(draw, tensors):
     if kind == 3:
         return {**rest, name: draw.choice([value[..., None], value.reshape(-1)[:1], np.zeros((), value.dtype)])}
     if kind == 4:
-        return {**rest, name: value.astype(draw.choice(["int32", "int64", "bool", "float64", "uint8", "float32", "float16"]))}
+        return {
+            **rest,
+            name: value.astype(draw.choice(["int32", "int64", "bool", "float64", "uint8", "float32", "float16"])),
+        }
     if changed.dtype == np.uint8:
         changed.reshape(-1)[draw.randrange(changed.size)] = draw.randrange(256)
     else:
@@ -139,14 +147,22 @@ def loaded(path, network):
     """The same, and builds what the file describes."""
     if path.name == "backbone":
         return backbone_files.load(path)
-    return patch_file.load_patch(path, network, heads=path.parent) if path.name.startswith("patch") else usable(path, network)
+    return (
+        patch_file.load_patch(path, network, heads=path.parent) if path.name.startswith("patch") else usable(path, network)
+    )
 
 
 @pytest.mark.parametrize(("reading", "count", "seed"), [(usable, 9_200, 0), (loaded, 800, 1)], ids=["read", "built"])
 def test_an_altered_file_is_refused_as_such_or_can_be_used(reading, count, seed, contents, network, monkeypatch):
     draw = random.Random(seed)
     given = {}
-    monkeypatch.setattr(tensor_file, "read", lambda path, *_: given[path])
+
+    def read(path, *_):
+        if path not in given:
+            raise errors.ArtifactError(f"no file {path}")
+        return given[path]
+
+    monkeypatch.setattr(tensor_file, "read", read)
     before = network.fingerprint()
     refused = 0
     for _ in range(count):
@@ -173,7 +189,15 @@ def test_what_was_not_altered_can_be_used(contents, network):
 
 RUN = {"versions": {"k4p1": "0.1.0"}, "gin_hash": "a", "config_hash": "b", "config": {"seed": 0}}
 RESULT = {"model_size_ratio": 1.0, "tasks": {"t": {"metric": "accuracy", "test_accuracy": 0.5, "steps": 3}}}
-TASK = {"name": "t", "data": "embedded/digits", "patch": "head", "seed": 0, "metrics": ["accuracy"], "steps": 3, "loss": None}
+TASK = {
+    "name": "t",
+    "data": "embedded/digits",
+    "patch": "head",
+    "seed": 0,
+    "metrics": ["accuracy"],
+    "steps": 3,
+    "loss": None,
+}
 STATUS = {
     **{"state": "training", "host": "h", "pid": 1, "started": 0.0, "time": 1.0, "owners": {"t": {"missing": 1}}},
     "tasks": {"t": {"done": 1, "target": 2, "loss": 0.5, "validation_accuracy": 0.5, "workers": [0]}},

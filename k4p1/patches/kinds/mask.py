@@ -17,6 +17,8 @@ from k4p1.patches.patched_model import PatchedModel
 
 MASKED_LAYERS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
+_LARGEST = 1e30  # scores are float32, and start beside their threshold
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask(kind.PatchKind):
@@ -52,6 +54,9 @@ class Mask(kind.PatchKind):
         self._check_choice("mask_type", ("binary", "ternary"))
         self._check_choice("scores", ("constant", "weights"))
         self._check_choice("gradient", ("plain", "scaled"))
+        for option in ("threshold", "init_score"):
+            if abs(getattr(self, option)) > _LARGEST:
+                raise errors.PatchError(f"mask({option}={getattr(self, option)}): expected at most {_LARGEST:g} in size")
         if self.mask_type == "ternary" and (self.scores == "weights" or self.threshold <= 0):
             raise errors.PatchError(
                 "mask(mask_type=ternary) needs scores=constant and a positive threshold; -1 lies below minus the threshold"
@@ -116,7 +121,8 @@ class WeightMask(patched_layer.LayerPatch):
         if training:
             slope = ops.convert_to_tensor(self.scores)
             if self.gradient == "scaled":
-                slope = slope / ops.mean(ops.abs(ops.cast(kernel, "float32")))
+                size = ops.mean(ops.abs(ops.cast(kernel, "float32")))
+                slope = slope / ops.where(size > 0, size, 1.0)  # a kernel of zeros learns nothing, whatever its mask
             mask = slope + ops.stop_gradient(mask - slope)
         return kernel * ops.cast(mask, kernel.dtype)
 
