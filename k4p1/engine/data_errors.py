@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from k4p1 import errors
 
-_FILE = re.compile(r"(?:^|\}\} )([^{}]+); (No such file or directory|Permission denied)")
+_FILE = re.compile(r"(?:^|: |\}\} )((?:(?!: |\}\} ).)+); (No such file or directory|Permission denied)")
 """The file in what TensorFlow says of one that it cannot open."""
 
 

@@ -108,6 +108,38 @@ def test_files_have_the_permissions_of_the_umask(tmp_path):
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
 
 
+def test_writing_does_not_touch_the_umask_of_other_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to the whole process"))
+    atomic.write_text(tmp_path / "file.txt", "text")
+    assert (tmp_path / "file.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("a/b", np.zeros(2, "int64"), "is int64; expected float32"),
+        ("a/b", np.zeros(2, "bool"), "is bool; expected float32"),
+        ("a/b", np.array([0, np.nan], "float32"), "holds values that are not finite"),
+        ("a/b", np.array([0, -np.inf], "float32"), "holds values that are not finite"),
+        ("a/moving_variance", np.array([1, -1e-6], "float32"), "holds a negative variance"),
+        ("a/bits", np.zeros(2, "float32"), "is float32; expected uint8 bits"),
+    ],
+)
+def test_values_that_no_parameter_has(name, value, message):
+    with pytest.raises(errors.ArtifactError, match=f"somewhere: tensor '{name}' {message}"):
+        tensor_file.check_values("somewhere", {name: value}, bits="bits")
+
+
+def test_values_that_parameters_have():
+    tensors = {"a/moving_variance": np.zeros(2, "float32"), "a/beta": -np.ones(2, "float16"), "a/bits": np.zeros(2, "uint8")}
+    tensor_file.check_values("somewhere", tensors, bits="bits")
+
+
+def test_values_that_could_not_be_read_are_not_written():
+    with pytest.raises(errors.DivergedError, match="task 't': 'a/b' holds values that are not finite; not written"):
+        tensor_file.check_before_writing("task 't'", {"a/b": np.array([np.nan], "float32")})
+
+
 def test_text_and_json(tmp_path):
     atomic.write_text(tmp_path / "a.txt", "žluť\n")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "žluť\n"

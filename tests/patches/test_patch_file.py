@@ -234,6 +234,125 @@ def test_tensors_that_do_not_fit_the_spec_are_refused(saved, small_backbone, cha
     assert same_tensors(small_backbone.tensors(), before)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float64", "float16"])
+def test_tensors_of_another_type_are_not_cast(saved, small_backbone, dtype):
+    path, _ = saved
+    tensors = safetensors.numpy.load_file(path)
+    rewrite(path, {**tensors, "head/head/bias": tensors["head/head/bias"].astype(dtype)})
+    with pytest.raises(errors.ArtifactError, match=f"tensor 'head/head/bias' .*is {dtype}.*expected float32"):
+        load_patch(path, small_backbone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": "abc"}, "field 'labels' is 'abc'; expected a list of at least 1 of text"),
+        ({"labels": []}, "field 'labels' is .*; expected"),
+        ({"image_size": [16]}, "field 'image_size' is .16.; expected height and width in pixels"),
+        ({"image_size": [16, 16.5]}, "field 'image_size'"),
+        ({"image_size": [0, 16]}, "field 'image_size'"),
+        ({"dropout": 1}, r"field 'dropout' is 1; expected a number in \[0, 1\)"),
+        ({"dropout": True}, "field 'dropout' is True"),
+        ({"task": "animals/dogs"}, "field 'task' is 'animals/dogs'; expected the name of a task"),
+        ({"task": "n\u00e9"}, "field 'task'"),
+        ({"scaling": "none at all"}, "field 'scaling' is 'none at all'; expected one of"),
+        ({"fingerprint": None}, "field 'fingerprint' is None; expected a SHA-256"),
+        ({"factors": "../../elsewhere"}, "field 'factors' is .*; expected a SHA-256 in hex, or nothing"),
+        ({"structure_version": 99}, "structures of version 99 are unknown"),
+        ({"spec": "scale_bais+head"}, "has a spec 'scale_bais.head' that cannot be used: unknown patch kind"),
+        ({"spec": "head", "options": {"mask": {}}}, "has options of a kind 'mask' that its spec does not name"),
+        ({"options": {"scale_bias": {"momentum": "high"}}}, r"scale_bias\(momentum='high'\): expected float"),
+        ({"options": {"scale_bias": {"momentu": 0.9}}}, "unknown option of patch kind 'scale_bias' 'momentu'; did you mean"),
+        ({"options": [1]}, "field 'options' is .1.; expected an object of an object of"),
+        ({"objective": "segmentatoin"}, "cannot be built on 'small': unknown objective"),
+    ],
+)
+def test_descriptions_that_no_patch_has(saved, small_backbone, change, message):
+    path, _ = saved
+    rewrite(path, **change)
+    with pytest.raises(errors.ArtifactError, match=message) as caught:
+        load_patch(path, small_backbone)
+    assert str(path) in str(caught.value) or "structure_version" in change
+
+
+def test_a_missing_field_is_named(saved):
+    path, _ = saved
+    tensors, metadata = tensor_file.read(path, patch_file.FORMAT, patch_file.VERSION)
+    description = json.loads(metadata["patch"])
+    del description["labels"]
+    tensor_file.write(path, patch_file.FORMAT, patch_file.VERSION, tensors, {"patch": json.dumps(description)})
+    with pytest.raises(errors.ArtifactError, match="has no field 'labels'; expected a list"):
+        read_info(path)
+    tensor_file.write(path, patch_file.FORMAT, patch_file.VERSION, tensors, {})
+    with pytest.raises(errors.ArtifactError, match="has no field 'patch'; expected text"):
+        read_info(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"task": "animals/dogs"}, errors.ConfigError, "task name 'animals/dogs': expected ASCII"),
+        ({"labels": LABELS[:2]}, errors.ConfigError, r"2 labels \(cat, dog\) for a task model of 3 classes"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(how, error, message, small_backbone, tmp_path):
+    given = {"task": "pets", "labels": LABELS, **how}
+    with pytest.raises(error, match=message):
+        save_patch(tmp_path / "patch", patched_task(small_backbone), small_backbone, **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_is_not_finite_is_neither_saved_nor_loaded(saved, small_backbone, tmp_path):
+    path, patched = saved
+    patched.private()["head/head/bias"].assign([0.0, np.nan, 0.0])
+    with pytest.raises(errors.DivergedError, match="'head/head/bias' holds values that are not finite; not written"):
+        save_patch(tmp_path / "again", patched, small_backbone, task="pets", labels=LABELS)
+    assert not (tmp_path / "again").exists()
+    for key, value in (("head/head/bias", np.nan), ("stem_bn/scale_bias/moving_variance", -1.0)):
+        tensors = safetensors.numpy.load_file(path)
+        tensors[key][0] = value
+        rewrite(path, tensors)
+        with pytest.raises(errors.ArtifactError, match=f"tensor '{key}' holds"):
+            load_patch(path, small_backbone)
+        tensors[key][0] = 1.0
+        rewrite(path, tensors)
+
+
+def test_stored_options_count_whatever_the_defaults_are_today(small_backbone, images, tmp_path):
+    """A file of a k4p1 in which `alpha` of LoRA was 8 unless a spec said otherwise."""
+    path = tmp_path / "patch"
+    patched = patched_task(small_backbone, "lora(rank=2,layers=mix)+head")
+    save_patch(path, patched, small_backbone, task="t", labels=LABELS)
+    options = json.loads(tensor_file.read_header(path)["patch"])["options"]
+    assert options["lora"]["alpha"] == 4.0
+    rewrite(path, options={**options, "lora": {**options["lora"], "alpha": 8.0}})
+    loaded = load_patch(path, small_backbone)
+    assert str(loaded.spec) == "lora(layers=mix,rank=2,alpha=8.0)+head"
+    with_alpha = patched_task(small_backbone, "lora(rank=2,layers=mix,alpha=8)+head")
+    np.testing.assert_array_equal(loaded.model(images), with_alpha.model(images))
+    assert np.abs(loaded.model(images) - patched.model(images)).max() > 1e-4
+    rewrite(path, options={**options, "lora": {**options["lora"], "rank": 3}})
+    with pytest.raises(errors.ArtifactError, match=r"lora\(rank=2\): its stored options say 3"):
+        load_patch(path, small_backbone)
+
+
+def test_loading_beside_a_joint_model_leaves_what_it_trains(saved, small_backbone):
+    """Shared variables stay trainable in plain `fit` where another task's model trains them."""
+    path, _ = saved
+    joint = apply_patches(small_backbone, "head", classes=2, image_size=16, shared_trained=True)
+    before = [v.path for v in joint.model.trainable_variables]
+    assert len(before) > 2
+    load_patch(path, small_backbone)
+    assert [v.path for v in joint.model.trainable_variables] == before
+
+
+def test_loading_alone_freezes_what_is_shared(saved, small_backbone):
+    path, _ = saved
+    loaded = load_patch(path, small_backbone)
+    private = {id(v) for v in loaded.private().values()}
+    assert {id(v) for v in loaded.model.trainable_variables} <= private
+
+
 # Shared heads
 
 

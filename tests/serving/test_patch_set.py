@@ -11,6 +11,7 @@ from k4p1 import errors
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.patch_file import save_head, save_patch
 from k4p1.patches.patched_layer import PatchedLayer
+from k4p1.serving import patch_set
 from k4p1.serving.patch_set import PatchSet
 
 LABELS = ("cat", "dog")
@@ -148,3 +149,34 @@ def test_a_patch_for_another_backbone_leaves_the_set_as_it_was(two, plain_backbo
     with pytest.raises(errors.ArtifactError, match="another structure"):
         two.add(path)
     assert two.names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": float("inf")}, "the weight of 'a' is inf; expected a finite number"),
+        ({"a": "0.5"}, "the weight of 'a' is '0.5'; expected a finite number"),
+        ({"a": True}, "the weight of 'a' is True; expected a finite number"),
+        ({"a": -1.0}, "would hold a negative variance"),
+        ({"a": 1e300}, "would hold values that are not finite; give smaller weights"),
+    ],
+)
+def test_weights_that_make_no_task_are_refused(weights, message, two):
+    with pytest.raises(errors.PatchError, match=message):
+        two.combine("new", weights)
+    assert two.names == ["a", "b"]
+
+
+def test_a_task_that_another_thread_deletes_is_unknown_and_nothing_else(two, monkeypatch):
+    """`combine` looks up models and labels at one moment: none of its look-ups comes later."""
+    build = patch_set.apply_patches
+
+    def delete_first(*args, **kwargs):
+        two.delete("b")
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(patch_set, "apply_patches", delete_first)
+    two.combine("both", {"a": 0.5, "b": 0.5})
+    assert two.names == ["a", "both"] and two.labels("both") == LABELS
+    with pytest.raises(errors.ConfigError, match="unknown task of this set 'b'"):
+        two.combine("again", {"a": 0.5, "b": 0.5})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from k4p1 import backbones, errors
+from k4p1.patches import PatchSpec
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.bit_packing import BitPacking
 from k4p1.patches.kinds.mask import WeightMask, sparsity
@@ -171,3 +172,32 @@ def test_sparsity_counts_by_layer(small_backbone):
     assert list(found) == ["stem", "spatial", "mix"]
     assert (found["mix"].weights, found["mix"].zeros, found["mix"].negated) == (48, 18, 12)
     assert found["stem"].zeros == 0
+
+
+@pytest.mark.parametrize("threshold", [1e6, -1e6, 3e-4, 1e30, 0.0])
+@pytest.mark.parametrize("ternary", [False, True])
+def test_bits_survive_decoding_at_any_threshold(threshold, ternary):
+    if ternary and threshold <= 0:
+        threshold = 1.0
+    packing = BitPacking((3, 5), threshold, ternary)
+    steps = np.random.default_rng(0).integers(-1 if ternary else 0, 2, (3, 5))
+    scores = (2 * threshold * steps if ternary else np.where(steps, np.inf, -np.inf)).astype("float32")
+    bits = packing.encode(scores)
+    np.testing.assert_array_equal(packing.encode(packing.decode(bits)), bits)
+    assert np.isfinite(packing.decode(bits)).all()
+
+
+@pytest.mark.parametrize("option", ["threshold", "init_score"])
+def test_thresholds_beyond_float32_are_refused(option):
+    with pytest.raises(errors.PatchError, match=rf"mask\({option}=1e\+?39\): expected at most"):
+        PatchSpec.parse(f"mask({option}=1e39)")
+
+
+def test_a_kernel_of_zeros_has_a_finite_gradient():
+    kernel = np.zeros((2, 3), "float32")
+    mask = bound(kernel, gradient="scaled")
+    with tf.GradientTape() as tape:
+        masked = mask.kernel(kernel, True)
+        loss = tf.reduce_sum(masked)
+    np.testing.assert_array_equal(masked, kernel)
+    np.testing.assert_array_equal(tape.gradient(loss, mask.scores.value), kernel)
