@@ -124,8 +124,8 @@ def _check_same_network(path: pathlib.Path, stored: Mapping[str, Any], asked: Ma
     for name in sorted(set(stored) & set(asked) - set(_WITHOUT_WEIGHTS)):
         if stored[name] != asked[name]:
             raise errors.ArtifactError(
-                f"{path} holds {stored['network']} with {name}={stored[name]!r}, and {name}={asked[name]!r} is asked for; give "
-                "the same, or load the file as it is (load_backbone)"
+                f"{path} holds {stored['network']} with {name}={stored[name]!r}, and {name}={asked[name]!r} is asked for; "
+                "give the same, or load the file as it is (load_backbone)"
             )
 
 

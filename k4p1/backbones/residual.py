@@ -75,8 +75,8 @@ def resnet26(width: float = 1.0, dropout: float = 0.0, form: str = "code", crop:
     Args:
       width: multiplies the channels (RA, section 4.3: 0.5 to 2.5).
       dropout: rate before the second convolution of each block, as in wide residual nets.
-      form: `code`, as the authors published it: every stage begins with stride 2, there is no ReLU behind the stem, and batch
-        normalisation and ReLU stand behind the last block; 0.85 GMACs at 64 pixels. `text`, as section 3.2 says: the
+      form: `code`, as the authors published it: every stage begins with stride 2, there is no ReLU behind the stem, and
+        batch normalisation and ReLU stand behind the last block; 0.85 GMACs at 64 pixels. `text`, as section 3.2 says: the
         resolution is halved from a stage to the next, so the first stage works at full resolution; 3.4 GMACs.
       crop: sides of the central window that the network looks at; 0: the whole image. See `CentralWindow`.
 

@@ -16,8 +16,8 @@ def vgg16_bn(weights: str | None = None, fully_connected: bool = False, dropout:
     """VGG-16 with a batch normalisation behind each of its 13 convolutions.
 
     Args:
-      weights: None (random), `imagenet`, or the path of a Keras weight file of VGG-16: without its classifier, or with all of
-        it where `fully_connected` asks for fc6 and fc7.
+      weights: None (random), `imagenet`, or the path of a Keras weight file of VGG-16: without its classifier, or with
+        all of it where `fully_connected` asks for fc6 and fc7.
       fully_connected: whether the features are those of fc7 (4,096) in place of the averages of the last maps (512). fc6 and
         fc7 are written as convolutions with 7x7 and 1x1 kernels, which compute the same on images of 224 pixels and also
         take larger ones.
@@ -28,8 +28,8 @@ def vgg16_bn(weights: str | None = None, fully_connected: bool = False, dropout:
     """
     if dropout and not fully_connected:
         raise errors.ConfigError(
-            f"vgg16_bn(dropout={dropout}): it acts behind fc6 and fc7; add fully_connected=True, or drop features before the "
-            "head with Task.dropout"
+            f"vgg16_bn(dropout={dropout}): it acts behind fc6 and fc7; add fully_connected=True, or drop features before "
+            "the head with Task.dropout"
         )
     if not fully_connected:
         plain = keras.applications.VGG16(input_shape=(None, None, 3), include_top=False, pooling="avg", weights=weights)
@@ -53,7 +53,7 @@ def vgg16_bn(weights: str | None = None, fully_connected: bool = False, dropout:
 
 
 def as_convolution(kernel, side: int):
-    """The kernel (side, side, C, D) that does on maps of `side` x `side` what a dense one (side^2 C, D) does on them flattened."""
+    """The kernel (side, side, C, D) that does on maps of `side` x `side` what a dense one (side^2 C, D) does."""
     return kernel.reshape(side, side, -1, kernel.shape[-1])
 
 
