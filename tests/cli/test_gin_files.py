@@ -34,6 +34,8 @@ TEN_TASKS = [
     "batch_size = 4",
 ]
 
+LEFT_OUT = [name for name in DECATHLON if name not in ("imagenet", "dtd", "gtsrb")]
+
 SMALLER = {
     "quickstart": ["train.backbone = @two_layers", "batch_size = 8"],
     "finetune": ["data = 'embedded/digits'", "weights = None", "width = 0.35", "image_size = 32", "batch_size = 8"],
@@ -47,7 +49,11 @@ SMALLER = {
     "decathlon_small": ["depth = 8", "batch_size = 8"],
     "packnet": ["depth = 8", "batch_size = 8"],
     "decathlon": TEN_TASKS,
-    "decathlon_adapters": [*TEN_TASKS, "patch = 'parallel_adapter+head'"],
+    "decathlon_adapters": [
+        *TEN_TASKS,
+        "patch = 'parallel_adapter+head'",
+        "decathlon.tasks = [@imagenet/Task(), @dtd/Task(), @gtsrb/Task()]",  # one of each kind; decathlon takes all ten
+    ],
     "pb_table5": ["depth = 8", "batch_size = 8"],
     "ra_series_pretraining": ["depth = 8", "batch_size = 8"],
     "k4p1_table5": [
@@ -64,7 +70,7 @@ TASKS = {
     "decathlon_small": ["digits", "parity"],
     "packnet": ["digits", "parity"],
     "decathlon": list(FINETUNING),
-    "decathlon_adapters": list(FINETUNING),
+    "decathlon_adapters": ["imagenet12", "dtd", "gtsrb"],
     "pb_table5": ["digits"],
     "ra_series_pretraining": ["digits"],
     "k4p1_table4": ["imagenet", "places365"],
@@ -93,7 +99,13 @@ UNREAD = {
     "k4p1_table4": ["mobilenet_v2.width"],
     "k4p1_table5": ["mobilenet_v2.width"],
     "decathlon": ["wide_resnet.crop", "wide_resnet.weights"],
-    "decathlon_adapters": ["resnet26.crop", "resnet26.weights"],
+    "decathlon_adapters": sorted(
+        [
+            *("resnet26.crop", "resnet26.weights"),
+            *(f"{n}/Task.{field}" for n in LEFT_OUT for field in ("name", "data")),
+            *(f"{n}/Task.{field}" for n in ("omniglot", "svhn") for field in ("image_size", "augment")),
+        ]
+    ),
 }
 """Bindings of the backbone that a smaller one stands for."""
 
