@@ -10,6 +10,7 @@ from k4p1 import backbones, errors
 from k4p1.patches import PatchSpec
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.fold import fold
+from k4p1.patches.kinds.parallel_adapter import CentreTap
 from k4p1.patches.patched_layer import RANDOM
 from k4p1.patches.patched_model import PRIVATE
 
@@ -250,3 +251,9 @@ def test_a_random_start_has_the_deviation_of_the_authors(kind):
     for refused in ("init=he,rank=2", "init=zero,init_std=0.1", "init=random"):
         with pytest.raises(errors.PatchError, match=f"{kind}.init="):
             apply_patches(backbone, f"{kind}({refused})+head", classes=2, image_size=16)
+
+
+@pytest.mark.parametrize(("stored", "shared"), [(True, "beta"), (False, ""), ("gamma", "gamma")])
+def test_models_saved_before_either_side_could_be_shared_say_true(stored, shared):
+    adapter = CentreTap.from_config({"rank": 2, "joint": stored})
+    assert adapter.joint == shared and CentreTap.from_config(adapter.get_config()).joint == shared
