@@ -11,6 +11,7 @@ from k4p1.backbones.networks import cifar_resnet
 from k4p1.backbones.networks import resnet26
 from k4p1.backbones.networks import vgg16_bn
 from k4p1.backbones.networks import wide_resnet
+from k4p1.backbones.series_adapters import with_series_adapters
 
 __all__ = [
     "Backbone",
@@ -24,4 +25,5 @@ __all__ = [
     "save",
     "vgg16_bn",
     "wide_resnet",
+    "with_series_adapters",
 ]

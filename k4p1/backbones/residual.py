@@ -5,6 +5,9 @@ from keras import layers, ops
 
 from k4p1 import errors
 
+FORMS = ("code", "text")
+"""Of ResNet-26: as RA's authors run it, or as their text describes it."""
+
 _BN_EPSILON = 1e-5
 
 
@@ -33,24 +36,66 @@ class ChannelPadding(layers.Layer):
         return cls(**{key: value for key, value in config.items() if key != "padding"})
 
 
-def resnet26(width: float = 1.0, dropout: float = 0.0) -> keras.Model:
+@keras.saving.register_keras_serializable("k4p1")
+class CentralWindow(layers.Layer):
+    """The `side` x `side` pixels in the middle of (batch, height, width, C); sides that are not longer stay whole.
+
+    With images of 72 pixels that are shifted by up to 4 at random, a window of 64 shows what a random crop of 64 in 72 does
+    (RA, section 4.1, as its authors run it), and the central crop wherever nothing is shifted: in tests, in serving.
+    """
+
+    def __init__(self, side: int, **kwargs):
+        super().__init__(**kwargs)
+        self.side = side
+
+    def call(self, inputs):
+        height, width = ops.shape(inputs)[1:3]
+        top, left = _margin(height, self.side), _margin(width, self.side)
+        return inputs[:, top : height - _margin(height, self.side, 1), left : width - _margin(width, self.side, 1)]
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return (batch, *(side if side is None else min(side, self.side) for side in (height, width)), channels)
+
+    def get_config(self):
+        return {**super().get_config(), "side": self.side}
+
+
+def _margin(length, side: int, odd: int = 0):
+    """What a window leaves out on one side; `odd` is 1 on the side that has one pixel more where the rest is odd."""
+    rest = max(length - side, 0) if isinstance(length, int) else ops.maximum(length - side, 0)
+    return (rest + odd) // 2
+
+
+def resnet26(width: float = 1.0, dropout: float = 0.0, form: str = "code", crop: int = 0) -> keras.Model:
     """RA's ResNet-26 (section 3.2): three stages of 4 blocks of two 3x3 convolutions, 64, 128, 256 channels times `width`.
 
-    The resolution is halved from stage to stage; shortcuts are average pooled and filled up with zero channels.
+    Shortcuts between resolutions are average pooled and filled up with zero channels.
 
     Args:
       width: multiplies the channels (RA, section 4.3: 0.5 to 2.5).
       dropout: rate before the second convolution of each block, as in wide residual nets.
+      form: `code`, as the authors published it: every stage begins with stride 2, there is no ReLU behind the stem, and
+        batch normalisation and ReLU stand behind the last block; 0.85 GMACs at 64 pixels. `text`, as section 3.2 says: the
+        resolution is halved from a stage to the next, so the first stage works at full resolution; 3.4 GMACs.
+      crop: sides of the central window that the network looks at; 0: the whole image. See `CentralWindow`.
+
+    Raises:
+      ConfigError: another form, or a width or crop that cannot be.
     """
+    if form not in FORMS:
+        raise errors.ConfigError(errors.unknown("form of resnet26", form, FORMS))
     first, *_ = stages = [_channels("resnet26", width, channels) for channels in (64, 128, 256)]
     image = keras.Input((None, None, 3), name="image")
-    x = _convolution(image, max(1, first // 2), "stem", padded=False)
-    x = _bn_relu(x, "stem")
+    x = _convolution(_window(image, "resnet26", crop), max(1, first // 2), "stem", padded=False)
+    x = _bn_relu(x, "stem") if form == "text" else _bn(x, "stem")
     for stage, channels in enumerate(stages, 1):
         for block in range(1, 5):
-            halved = stage > 1 and block == 1
+            halved = block == 1 and (stage > 1 or form == "code")
             shortcut = layers.AveragePooling2D(2, padding="same", name=f"stage{stage}_block{block}_pool")(x) if halved else x
-            x = _basic_block(x, shortcut, channels, f"stage{stage}_block{block}", 2 if halved else 1, dropout, padded=False)
+            name, padded = f"stage{stage}_block{block}", form == "code"
+            x = _basic_block(x, shortcut, channels, name, 2 if halved else 1, dropout, padded=padded)
+    x = _bn_relu(x, "last") if form == "code" else x
     return keras.Model(image, layers.GlobalAveragePooling2D(name="features")(x), name="resnet26")
 
 
@@ -75,7 +120,7 @@ def cifar_resnet(depth: int = 56) -> keras.Model:
     return keras.Model(image, layers.GlobalAveragePooling2D(name="features")(x), name=f"cifar_resnet{depth}")
 
 
-def wide_resnet(depth: int = 28, width: float = 4.0, dropout: float = 0.0) -> keras.Model:
+def wide_resnet(depth: int = 28, width: float = 4.0, dropout: float = 0.0, crop: int = 0) -> keras.Model:
     """WRN-28-4 (Zagoruyko and Komodakis 2016) as PB has it (section 6): each stage begins with stride 2.
 
     Three stages of (depth - 4) / 6 blocks, 16, 32, 64 channels times `width`; BN, ReLU, convolution, twice a block; 1x1
@@ -85,14 +130,15 @@ def wide_resnet(depth: int = 28, width: float = 4.0, dropout: float = 0.0) -> ke
       depth: 6 n + 4.
       width: of the stages.
       dropout: rate between the convolutions of a block.
+      crop: sides of the central window that the network looks at; 0: the whole image. See `CentralWindow`.
 
     Raises:
-      ConfigError: a depth that is not 6 n + 4.
+      ConfigError: a depth that is not 6 n + 4, or a width or crop that cannot be.
     """
     if depth < 10 or (depth - 4) % 6:
         raise errors.ConfigError(f"wide_resnet(depth={depth}): expected 6 n + 4, such as 16, 22, 28, 40")
     image = keras.Input((None, None, 3), name="image")
-    x = _convolution(image, 16, "stem")
+    x = _convolution(_window(image, "wide_resnet", crop), 16, "stem")
     for stage, base in enumerate((16, 32, 64), 1):
         channels = _channels("wide_resnet", width, base)
         for block in range(1, (depth - 4) // 6 + 1):
@@ -109,32 +155,6 @@ def wide_resnet(depth: int = 28, width: float = 4.0, dropout: float = 0.0) -> ke
     return keras.Model(image, x, name=f"wide_resnet{depth}")
 
 
-def with_batch_normalisation(model: keras.Model, name: str) -> keras.Model:
-    """A chain of layers such as VGG-16 with a batch normalisation between each convolution and its activation.
-
-    With scale `sqrt(1 + epsilon)` and statistics (0, 1) it computes what it did before, until it is trained.
-
-    Args:
-      model: a chain; each layer feeds the next one.
-      name: of the new model.
-    """
-    image = x = keras.Input(model.input_shape[1:], name="image")
-    for layer in model.layers[1:]:
-        config = layer.get_config()
-        if not isinstance(layer, layers.Conv2D):
-            x = type(layer).from_config(config)(x)
-            continue
-        activation = config["activation"]
-        convolution = type(layer).from_config({**config, "activation": "linear"})
-        x = convolution(x)
-        convolution.set_weights(layer.get_weights())
-        normalisation = layers.BatchNormalization(epsilon=_BN_EPSILON, name=f"{layer.name}_bn")
-        x = normalisation(x)
-        normalisation.gamma.assign(ops.full(normalisation.gamma.shape, (1.0 + _BN_EPSILON) ** 0.5))
-        x = layers.Activation(activation, name=f"{layer.name}_{activation}")(x)
-    return keras.Model(image, x, name=name)
-
-
 def _channels(network: str, width: float, base: int) -> int:
     if width <= 0:
         raise errors.ConfigError(f"{network}(width={width}): the width must be positive")
@@ -149,9 +169,18 @@ def _convolution(x, channels: int, name: str, stride: int = 1, size: int = 3, pa
     return layers.Conv2D(channels, size, strides=stride, padding="same", use_bias=False, name=name)(x)
 
 
+def _window(image, network: str, crop: int):
+    if not isinstance(crop, int) or isinstance(crop, bool) or crop < 0:
+        raise errors.ConfigError(f"{network}(crop={crop!r}): expected a number of pixels, or 0 for the whole image")
+    return CentralWindow(crop, name="window")(image) if crop else image
+
+
+def _bn(x, name: str):
+    return layers.BatchNormalization(momentum=0.9, epsilon=_BN_EPSILON, name=f"{name}_bn")(x)
+
+
 def _bn_relu(x, name: str):
-    x = layers.BatchNormalization(momentum=0.9, epsilon=_BN_EPSILON, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
+    return layers.ReLU(name=f"{name}_relu")(_bn(x, name))
 
 
 def _basic_block(x, shortcut, channels: int, name: str, stride: int, dropout: float = 0.0, padded: bool = True):
@@ -163,5 +192,5 @@ def _basic_block(x, shortcut, channels: int, name: str, stride: int, dropout: fl
     if dropout:
         x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
     x = _convolution(x, channels, f"{name}_conv2", padded=padded)
-    x = layers.BatchNormalization(momentum=0.9, epsilon=_BN_EPSILON, name=f"{name}_2_bn")(x)
+    x = _bn(x, f"{name}_2")
     return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_sum")([x, shortcut]))

@@ -32,6 +32,7 @@ _CONFIGURABLES = {
     "cifar_resnet": backbones.cifar_resnet,
     "wide_resnet": backbones.wide_resnet,
     "vgg16_bn": backbones.vgg16_bn,
+    "with_series_adapters": backbones.with_series_adapters,
     "OptimizerConfig": engine.OptimizerConfig,
     "k4p1_rmsprop": engine.k4p1_rmsprop,
     "SGD": optimizers.SGD,
@@ -41,6 +42,7 @@ _CONFIGURABLES = {
     "Constant": schedules.Constant,
     "Cosine": schedules.Cosine,
     "Exponential": schedules.Exponential,
+    "Steps": schedules.Steps,
 }
 CONFIGURABLES = {name: gin.external_configurable(f, name=name, module="k4p1") for name, f in _CONFIGURABLES.items()}
 """What a gin file can set, by name: run functions, tasks, backbones, optimization, schedules."""

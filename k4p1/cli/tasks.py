@@ -42,6 +42,8 @@ def _compress_flags(f: flags.FlagValues) -> None:
     flags.DEFINE_string("budget", None, budget, flag_values=f)
     output = "New folder for the compressed tasks; by default 'compressed' in the first --model_dir."
     flags.DEFINE_string("output_dir", None, output, flag_values=f)
+    share = "Side of the adapters that the tasks share."
+    flags.DEFINE_enum("share", "output", ["output", "input"], share, flag_values=f)
     steps = "Steps per task to fine-tune its own factors; 0 for none."
     flags.DEFINE_integer("finetune_steps", 0, steps, flag_values=f, lower_bound=0)
     flags.DEFINE_float("learning_rate", 1e-3, "Learning rate of --finetune_steps.", flag_values=f)
@@ -58,13 +60,14 @@ def compress(f: flags.FlagValues) -> None:
     output = pathlib.Path(f.output_dir or pathlib.Path(f.model_dir[0]) / "compressed").expanduser()
     budget = None if f.budget is None else sizes.parse_bytes(f.budget, "--budget")
     optimizer = OptimizerConfig(learning_rate=f.learning_rate)
-    done = compression.compress(f.model_dir, output, f.tasks, f.rank, budget, f.finetune_steps, optimizer)
+    done = compression.compress(f.model_dir, output, f.tasks, f.rank, budget, f.finetune_steps, optimizer, f.share)
     columns = ["task", "accuracy before", "after", *(["fine-tuned"] if done.accuracy_finetuned else [])]
     measured = [done.accuracy_before, done.accuracy_after, *([done.accuracy_finetuned] if done.accuracy_finetuned else [])]
     rows = [(task, *(f"{accuracy[task]:.4f}" for accuracy in measured)) for task in done.accuracy_before]
     tables.print_rows("Joint compression", columns, rows)
     ranks = sorted(done.ranks.values())
     print(f"ranks of {len(ranks)} layers: {ranks[0]} to {ranks[-1]}; energy kept: {100 * done.energy:.2f}%")
+    print(f"shared by the tasks: the {done.share} side of the adapters")
     share = done.bytes_after / done.bytes_before
     print(f"adapters: {done.bytes_before:,} bytes before, {done.bytes_after:,} after, shared factors included ({share:.0%})")
     print(f"compressed tasks: {done.folder}")

@@ -21,8 +21,10 @@ class OptimizerConfig:
       schedule: name or object; see `schedules.SCHEDULES`.
       rate_factors: multiply the learning rate of `head`, `patch` (every other private parameter), `shared`, or one patch
         kind by name (K4P1, Figures 8 and 9 vary them).
-      weight_decay: decoupled (`w <- w - rate * decay * w`), for the same names; parameters of rank 1, scales and biases,
-        never decay. A number stands for all three. `by_size` stands for `rules.shrinkage` of the task's training images.
+      weight_decay: for the same names. SGD and RMSProp add it to the gradient, `g + decay * w`; Adam and AdamW, as in Keras,
+        shrink the weights themselves, `w <- w - rate * decay * w`. Parameters of rank 1, scales and biases, never decay. A
+        number stands for all three groups. `by_size` stands for `rules.shrinkage` of the task's training images, which are
+        RA's numbers for SGD with momentum.
       rules: further rules, later ones first: `{pattern: {setting: value}}` such as
         `{"mask": {"learning_rate": 1e-3}, "*/backbone/stage1_*": {"frozen": True}}`, or `Rule` objects.
 

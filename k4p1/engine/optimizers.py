@@ -2,6 +2,11 @@
 
 Each is the update rule of Keras' optimizer of the same name, run by TensorFlow's fused kernel on the device that holds the
 vector: atomic, so that asynchronous workers lose nothing (Keras' own optimizers do: they read, then write).
+
+Weight decay d differs from Keras' in SGD and RMSProp, on purpose: it is added to the gradient, `g <- g + d w`, as the papers
+and PyTorch mean it, so that momentum multiplies it like the rest of the gradient. In Adam and AdamW it is decoupled,
+`w <- w - r d w`, as in Keras, where `Adam(weight_decay=d)` and `AdamW(weight_decay=d)` are the same: added to the gradient,
+Adam would divide it by the gradient's own size.
 """
 
 import dataclasses
@@ -15,10 +20,16 @@ from k4p1 import errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """An update rule for a vector w with gradient g, learning rate r and weight decay d: first `w <- w - r d w`.
+    """An update rule for a vector w with gradient g, learning rate r and weight decay d.
 
-    An update rule may keep state vectors (`slots`), each of w's shape and zero at the start.
+    First `g <- g + d w`, or where the decay is decoupled `w <- w - r d w`. An update rule may keep state vectors (`slots`),
+    each of w's shape and zero at the start.
+
+    Class attributes:
+      decoupled: whether the decay shrinks the vector itself, and not by way of the gradient.
     """
+
+    decoupled: ClassVar[bool] = False
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -42,11 +53,13 @@ class Optimizer:
           gradient: g, float32 (n,).
           learning_rate: r, scalar.
           updates: how many updates the vector has had, this one included (Adam's t), int64 scalar.
-          weight_decay: d, decoupled as in AdamW; 0 for none.
+          weight_decay: d; 0 for none.
         """
         with tf.device(vector.device):
-            if weight_decay:
+            if weight_decay and self.decoupled:
                 vector.assign_sub(learning_rate * weight_decay * vector)
+            elif weight_decay:
+                gradient = gradient + weight_decay * vector
             self._apply(vector, slots, gradient, learning_rate, updates)
 
     def _apply(self, vector, slots, gradient, learning_rate, updates):
@@ -111,6 +124,8 @@ class Adam(Optimizer):
 
     t is the number of updates of this vector, not of the run. With a weight decay this is AdamW.
     """
+
+    decoupled: ClassVar[bool] = True
 
     beta_1: float = 0.9
     beta_2: float = 0.999

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from k4p1 import errors
+from k4p1 import checks, errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,42 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps(Schedule):
+    """`decay(p) = rate ^ n`, n the number of `at_i / of` that progress p has reached.
+
+    RA's authors: `Steps(at=(80, 100), of=120)`; PB, section 6: `Steps(at=(45,), of=60)`.
+
+    Attributes:
+      rate: factor of each step.
+      at: when, increasing, in the unit of `of`.
+      of: the length of the run in that unit, such as its epochs; 1 where `at` are fractions of the run.
+
+    Raises:
+      ConfigError: a rate that is not positive, or an `at` that does not increase or is outside the run.
+    """
+
+    rate: float = 0.1
+    at: Sequence[float] = (0.5, 0.75)
+    of: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.check_number("Steps: rate", self.rate, checks.POSITIVE)
+        checks.check_number("Steps: of", self.of, checks.POSITIVE)
+        if isinstance(self.at, str) or not isinstance(self.at, Sequence) or not self.at:
+            raise errors.ConfigError(f"Steps: at={self.at!r}; expected numbers such as (80, 100), with of=120")
+        for number in self.at:
+            checks.check_number("Steps: at", number, checks.POSITIVE)
+        object.__setattr__(self, "at", tuple(self.at))
+        if list(self.at) != sorted(set(self.at)) or self.at[-1] >= self.of:
+            raise errors.ConfigError(f"Steps: at={self.at}, of={self.of}; expected increasing numbers below {self.of}")
+
+    def _decay(self, progress, epochs):
+        reached = [tf.cast(progress >= number / self.of, tf.float32) for number in self.at]
+        return tf.pow(self.rate, tf.add_n(reached))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Exponential(Schedule):
     """`decay(p) = rate ^ floor(p / period)`, the period as a fraction of the run: see the module.
 
@@ -80,7 +116,7 @@ class Exponential(Schedule):
         return tf.pow(self.rate, tf.floor(steps) if self.staircase else steps)
 
 
-SCHEDULES = {"constant": Constant, "cosine": Cosine, "exponential": Exponential}
+SCHEDULES = {"constant": Constant, "cosine": Cosine, "exponential": Exponential, "steps": Steps}
 
 
 def find(schedule: "Schedule | str") -> Schedule:

@@ -11,6 +11,7 @@ import numpy as np
 from k4p1 import errors
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.series_adapters import SharedSeriesAdapter
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.files import atomic
 from k4p1.patches import costs, joint_compression, patch_file, task_head
@@ -33,6 +34,7 @@ class Compression:
 
     Attributes:
       folder: a model directory with the compressed tasks.
+      share: the side of the adapters that the tasks share, `input` or `output`.
       ranks: K by layer.
       energy: the share of the squared singular values that was kept, in [0, 1].
       bytes_before, bytes_after: of the adapters of all tasks; after, shared factors included.
@@ -41,6 +43,7 @@ class Compression:
     """
 
     folder: pathlib.Path
+    share: str
     ranks: Mapping[str, int]
     energy: float
     bytes_before: int
@@ -68,11 +71,11 @@ def compress(
     budget: int | None = None,
     finetune_steps: int = 0,
     optimizer: OptimizerConfig | None = None,
+    share: str = joint_compression.OUTPUT,
 ) -> Compression:
     """Stacks the adapters of several tasks layer by layer, `[alpha_1 ... alpha_T] = U S V`, and keeps K singular values.
 
-    `beta = U S` becomes shared by the tasks, `gamma_t = V_t^T` stays private, `alpha_t ~ beta @ gamma_t.T`. The tasks in
-    `model_dirs` stay as they are.
+    `U S` becomes shared by the tasks, `V_t` stays private. The tasks in `model_dirs` stay as they are.
 
     Args:
       model_dirs: finished runs on one backbone.
@@ -81,13 +84,18 @@ def compress(
       tasks: names; all tasks of the runs if empty.
       rank: K as a share of the channels; RA takes 0.5.
       budget: in place of `rank`: bytes of all factors; ranks are chosen layer by layer, most energy per byte first.
-      finetune_steps: steps per task in which gamma, batch normalisation and heads keep learning; beta stays.
+      finetune_steps: steps per task in which its own factors, batch normalisation and head keep learning; the shared
+        factors stay.
       optimizer: of the fine-tuning.
+      share: the side of the adapters that the tasks share: `output`, as RA's matrices are indexed, or `input`; see
+        `k4p1.patches.joint_compression`.
 
     Raises:
       ConfigError: an unknown task, a folder that is in use, both or none of `rank` and `budget`.
-      PatchError: tasks of different backbones or kinds, without adapters, or a rank or budget that cannot be.
+      PatchError: tasks of different backbones or kinds, without adapters, or a rank, budget or side that cannot be.
     """
+    if share not in joint_compression.SHARED_FACTOR:
+        raise errors.ConfigError(errors.unknown("side of the adapters to share", share, joint_compression.SHARED_FACTOR))
     if (rank is None) == (budget is None):
         raise errors.ConfigError("give either rank (a share of the channels) or budget (bytes)")
     output = ModelDir(output_dir)
@@ -98,6 +106,11 @@ def compress(
     kind = _common_kind(found)
     backbone = found[0].folder.load_backbone()
     found = [dataclasses.replace(t, patched=t.folder.load_task(t.name, backbone)) for t in found]
+    if kind == "series_adapter" and any(isinstance(site.layer, SharedSeriesAdapter) for site in backbone.sites):
+        raise errors.PatchError(
+            f"the tasks' adapters are copies of those that '{backbone.name}' was trained with; joint compression is for "
+            "adapters that were added to a network"
+        )
     before = {task.name: _accuracy(task.folder, task.name) for task in found}
     seeds = {task.folder.read_task(task.name)[1] for task in found}
     if finetune_steps and len(seeds) > 1:
@@ -107,28 +120,30 @@ def compress(
         )
     # 2. Layer by layer: stack, decompose, choose K.
     alphas = {task.name: _alphas(task.patched, kind) for task in found}
-    spectra = {layer: Spectrum.of({n: alphas[n][layer] for n in alphas}) for layer in alphas[found[0].name]}
+    spectra = {layer: Spectrum.of({n: alphas[n][layer] for n in alphas}, share) for layer in alphas[found[0].name]}
     if rank is not None:
         ranks = joint_compression.ranks_of_share(spectra, rank)
     else:
         ranks = joint_compression.ranks_of_budget(spectra, budget)
+    common, own = joint_compression.SHARED_FACTOR[share], joint_compression.own_factor(share)
     shared = {
-        f"{layer}/{kind}/beta": keras.Variable(spectrum.beta(ranks[layer]), trainable=False, name="beta")
+        f"{layer}/{kind}/{common}": keras.Variable(spectrum.shared(ranks[layer]), trainable=False, name=common)
         for layer, spectrum in spectra.items()
     }
     # 3. The compressed tasks as a model directory of their own.
     compressed = {}
     for number, task in enumerate(found):
-        gammas = {f"{layer}/{kind}/gamma": spectra[layer].gamma(ranks[layer], number) for layer in spectra}
-        compressed[task.name] = _compressed(task, backbone, shared, gammas)
+        mine = {f"{layer}/{kind}/{own}": spectra[layer].own(ranks[layer], number) for layer in spectra}
+        compressed[task.name] = _compressed(task, backbone, shared, mine)
     _write(output, backbone, found, compressed)
     after = {task.name: _accuracy(output, task.name) for task in found}
-    # 4. Gamma keeps learning.
+    # 4. The tasks' own factors keep learning.
     finetuned = {}
     if finetune_steps:
         finetuned = _finetune(output, backbone, [task.name for task in found], finetune_steps, optimizer)
     return Compression(
         folder=output.root,
+        share=share,
         ranks=ranks,
         energy=joint_compression.energy_kept(spectra, ranks),
         bytes_before=sum(4 * p.size for task in found for p in task.patched.owned() if _is_matrix(p.key, kind)),
@@ -181,7 +196,7 @@ def _common_kind(found: Sequence[_Finished]) -> str:
 def _adapters(task: _Finished) -> list[AdapterKind]:
     """The adapter kinds of a task's spec, where they are and nothing else."""
     kinds = [kind for kind in task.info.spec.kinds if isinstance(kind, AdapterKind)]
-    return [dataclasses.replace(kind, rank=0, init_std=0.0, dropout=0.0) for kind in kinds]
+    return [dataclasses.replace(kind, rank=0, init="same", init_std=0.0, dropout=0.0) for kind in kinds]
 
 
 def _is_matrix(key: str, kind: str) -> bool:
@@ -202,7 +217,7 @@ def _alphas(patched: PatchedModel, kind: str) -> dict[str, np.ndarray]:
 
 
 def _compressed(
-    task: _Finished, backbone: Backbone, shared: Mapping[str, keras.Variable], gammas: Mapping[str, np.ndarray]
+    task: _Finished, backbone: Backbone, shared: Mapping[str, keras.Variable], own: Mapping[str, np.ndarray]
 ) -> PatchedModel:
     """The task with shared factors in place of its alphas; everything else that it owns as it was."""
     patched = apply_patches(
@@ -216,8 +231,8 @@ def _compressed(
         name=task.name,
     )
     before = task.patched.stored()
-    kept = {p.stored_key for p in patched.owned()} - set(gammas)
-    patched.restore({**{key: before[key] for key in kept}, **gammas}, f"compressed task '{task.name}'")
+    kept = {p.stored_key for p in patched.owned()} - set(own)
+    patched.restore({**{key: before[key] for key in kept}, **own}, f"compressed task '{task.name}'")
     return patched
 
 

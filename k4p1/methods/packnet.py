@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from k4p1 import errors
+from k4p1 import checks, errors
 from k4p1.backbones import build
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.cluster import spec as cluster_spec
+from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.files import atomic
 from k4p1.files.run_lock import check_usable, run_lock
 from k4p1.methods.finetune import finetune
@@ -30,6 +31,7 @@ from k4p1.tasks import objectives
 from k4p1.tasks.task import Task
 
 _TRAINED, _PACKED = "packnet+head", "mask+head"
+_SLOWER = 0.1  # PB, section 4: the learning rate after pruning, over that before
 
 
 def packnet(
@@ -40,6 +42,7 @@ def packnet(
     backbone_prune: float = 0.5,
     prune: float = 0.75,
     retrain: float = 0.5,
+    retrain_learning_rate: float | None = None,
     **settings,
 ) -> RunResult:
     """Gives each task in turn the weights that are free, keeps the largest of what it learned, and frees the rest.
@@ -57,11 +60,14 @@ def packnet(
       backbone_prune: share of the backbone's weights that are freed, layer by layer (PB, section 4: 0.5).
       prune: share of a task's weights that are freed (PB: 0.75).
       retrain: steps after pruning, as a share of the task's (PB: 15 of 30 epochs).
+      retrain_learning_rate: of these steps; None: a tenth of the task's (PB: 1e-4 after 1e-3).
       **settings: fields of `k4p1.runs.settings.RunSettings`.
 
     Raises:
-      ConfigError: a share that is not inside (0, 1).
+      ConfigError: a share that is not inside (0, 1), or a learning rate that is not positive.
     """
+    if retrain_learning_rate is not None:
+        checks.check_number("packnet: retrain_learning_rate", retrain_learning_rate, checks.POSITIVE)
     for name, value in {"backbone_prune": backbone_prune, "prune": prune, "retrain": retrain}.items():
         if not 0 < value < 1:
             raise errors.ConfigError(f"packnet({name}={value}): expected a share between 0 and 1")
@@ -89,11 +95,11 @@ def packnet(
         described_run = {
             "backbone": first.fingerprint(),
             "tasks": [{**plain_task(task), "schedule": repr(task.schedule)} for task in tasks],
-            "packnet": [backbone_prune, prune, retrain],
+            "packnet": [backbone_prune, prune, retrain, retrain_learning_rate],
             "seed": how.seed,
         }
         folder.begin(described_run, how.texts(), how.resume)
-        return _pack(first, tasks, folder, (backbone_prune, prune, retrain), settings)
+        return _pack(first, tasks, folder, (backbone_prune, prune, retrain), retrain_learning_rate, settings)
 
 
 def _pack(
@@ -101,9 +107,11 @@ def _pack(
     tasks: Sequence[Task],
     folder: ModelDir,
     shares: tuple[float, float, float],
+    retrain_learning_rate: float | None,
     settings: Mapping[str, Any],
 ) -> RunResult:
     backbone_prune, prune, retrain = shares
+    optimizer = settings.get("optimizer") or OptimizerConfig()
     weights = first.tensors()
     owners = {}
     for key in _kernels(first):
@@ -123,7 +131,8 @@ def _pack(
         start = stage / "pruned.safetensors"
         _write_pruned(start, present, learned, own, kept, task.name)
         steps = max(1, round(retrain * learned_steps))
-        again = dataclasses.replace(task, init_from=str(start), steps=steps, epochs=None)
+        rate = retrain_learning_rate or _SLOWER * (task.learning_rate or optimizer.learning_rate)
+        again = dataclasses.replace(task, init_from=str(start), steps=steps, epochs=None, learning_rate=rate)
         learned, _ = _train(present, again, stage / "retrain", settings)
         for key in owners:
             weights[key] = np.where(kept[key], _own(learned, key), weights[key])

@@ -8,6 +8,7 @@ import keras
 
 from k4p1.backbones import endpoints
 from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.series_adapters import SharedSeriesAdapter
 from k4p1.patches.fold import fold
 from k4p1.patches.patched_convolution import PatchedConvolution
 from k4p1.patches.patched_layer import PatchedLayer
@@ -102,6 +103,8 @@ def _of_layer(layer: keras.layers.Layer, positions: int, patches: bool) -> int:
         each = math.prod(shared.kernel.shape)
     elif isinstance(shared, keras.layers.BatchNormalization):
         each = shared.moving_mean.shape[0]
+    elif isinstance(shared, SharedSeriesAdapter):
+        return shared.multiply_adds(positions)
     else:
         each = 0
     return positions * each + added

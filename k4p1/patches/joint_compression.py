@@ -1,4 +1,15 @@
-"""Joint compression of adapters: one factor for all tasks, a small one for each (RA, section 3.4)."""
+"""Joint compression of adapters: one factor for all tasks, a small one for each (RA, section 3.4).
+
+An adapter computes `x @ alpha`, alpha (C, D) from C input to D output channels, and is replaced by `beta @ gamma^T`, beta
+(C, K), gamma (D, K). One of the factors becomes common to all tasks:
+
+* `output`: gamma, K directions of the output that every task mixes in its own way. This is RA's stack
+  `[alpha_1 ... alpha_T]`, whose matrices are indexed A_dc, output channel first (section 3.1.1).
+* `input`: beta, K directions of the input that every task reads. The only one until version 0.1.
+
+For square alphas both cost the same; they keep different things: adapters of one output direction are of rank 1 together
+under `output`, and in general of rank T under `input`.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,15 +22,28 @@ _FLOAT_BYTES = 4
 _NEGLIGIBLE = 1e-6  # of the largest singular value: below float32's precision
 
 
+INPUT, OUTPUT = "input", "output"
+SHARED_FACTOR = {INPUT: "beta", OUTPUT: "gamma"}
+"""The factor that the tasks share, by the side of the adapter that it stands for."""
+
+
+def own_factor(share: str) -> str:
+    """The factor that stays each task's own."""
+    return SHARED_FACTOR[INPUT if share == OUTPUT else OUTPUT]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The singular value decomposition `[alpha_1 ... alpha_T] = U S V` of the adapters of one layer, each (C, D).
+    """The singular value decomposition `[A_1 ... A_T] = U S V` of the adapters of one layer.
+
+    `A_t` is alpha_t^T (D, C) where the output side is shared, alpha_t (C, D) where the input side is. R are its rows, N its
+    columns.
 
     Attributes:
-      left: U (C, n).
+      left: U (R, n).
       values: the singular values (n,), the largest first.
-      right: V (n, T D).
-      columns: D.
+      right: V (n, T N).
+      columns: N.
     """
 
     left: np.ndarray
@@ -28,31 +52,38 @@ class Spectrum:
     columns: int
 
     @classmethod
-    def of(cls, alphas: Mapping[str, np.ndarray]) -> "Spectrum":
-        """The decomposition of the adapters of one layer, by task."""
-        stacked = np.concatenate([np.asarray(alpha, np.float64) for alpha in alphas.values()], axis=1)
-        left, values, right = np.linalg.svd(stacked, full_matrices=False)
-        return cls(left, values, right, next(iter(alphas.values())).shape[1])
+    def of(cls, alphas: Mapping[str, np.ndarray], share: str = OUTPUT) -> "Spectrum":
+        """The decomposition of the adapters (C, D) of one layer, by task.
+
+        Raises:
+          PatchError: a side that is neither `input` nor `output`.
+        """
+        if share not in SHARED_FACTOR:
+            raise errors.PatchError(errors.unknown("side of the adapters to share", share, SHARED_FACTOR))
+        matrices = [np.asarray(alpha, np.float64) for alpha in alphas.values()]
+        matrices = [alpha.T for alpha in matrices] if share == OUTPUT else matrices
+        left, values, right = np.linalg.svd(np.concatenate(matrices, axis=1), full_matrices=False)
+        return cls(left, values, right, matrices[0].shape[1])
 
     @property
     def largest_rank(self) -> int:
-        """The rank that loses nothing: at most C, and at most T D."""
+        """The rank that loses nothing: at most R, and at most T N."""
         return len(self.values)
 
     def bytes_of_rank_one(self) -> int:
-        """What one more rank costs: a column of beta and one of every gamma_t."""
+        """What one more rank costs: a column of the shared factor and one of every task's own."""
         return _FLOAT_BYTES * (len(self.left) + self.right.shape[1])
 
     def energy(self, rank: int) -> float:
         """The sum of the squares of the first `rank` singular values."""
         return float(np.sum(self.values[:rank] ** 2))
 
-    def beta(self, rank: int) -> np.ndarray:
-        """`beta = U S`, float32 (C, rank): what the tasks share."""
+    def shared(self, rank: int) -> np.ndarray:
+        """`U S`, float32 (R, rank): what the tasks share; RA's beta."""
         return (self.left[:, :rank] * self.values[:rank]).astype(np.float32)
 
-    def gamma(self, rank: int, task: int) -> np.ndarray:
-        """`gamma_t = V_t^T`, float32 (D, rank): what task number `task` keeps."""
+    def own(self, rank: int, task: int) -> np.ndarray:
+        """`V_t^T`, float32 (N, rank): what task number `task` keeps; RA's gamma_t."""
         mine = self.right[:rank, task * self.columns : (task + 1) * self.columns]
         return mine.T.astype(np.float32)
 
@@ -99,7 +130,7 @@ def ranks_of_budget(spectra: Mapping[str, Spectrum], budget_bytes: int) -> dict[
 
 
 def factor_bytes(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> int:
-    """Bytes of beta and all gammas."""
+    """Bytes of the shared factor and all others."""
     return sum(ranks[layer] * spectrum.bytes_of_rank_one() for layer, spectrum in spectra.items())
 
 
@@ -111,5 +142,5 @@ def energy_kept(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> fl
 
 def low_rank(alpha: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """(beta (C, K), gamma (D, K)) with `beta @ gamma.T` nearest to alpha: one task's own factors (RA, section 3.4)."""
-    spectrum = Spectrum.of({"alone": alpha})
-    return spectrum.beta(rank), spectrum.gamma(rank, 0)
+    spectrum = Spectrum.of({"alone": alpha}, INPUT)
+    return spectrum.shared(rank), spectrum.own(rank, 0)

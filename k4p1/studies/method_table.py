@@ -49,6 +49,8 @@ METHODS = {
     "series, alpha = 0, BN frozen": Method("series_adapter+head"),
     "series, random alpha, BN frozen": Method("series_adapter(init_std=0.1)+head"),
     "series, random alpha, BN private": Method("series_adapter(init_std=0.1)+scale_bias+head"),
+    "series, he alpha, BN frozen": Method("series_adapter(init=he)+head"),
+    "series, he alpha, BN private": Method("series_adapter(init=he)+scale_bias+head"),
 }
 DEFAULT_METHODS = tuple(METHODS)[:9]
 _FINGERPRINT_DIGITS = 12

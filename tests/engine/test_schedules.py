@@ -36,6 +36,31 @@ def test_tasks_of_a_run_decay_at_the_same_progress():
     assert schedules.Exponential().period((10.0, 40.0)) == pytest.approx((0.25 + 0.0625) / 2)
 
 
+def test_steps_fall_at_their_epochs():
+    """RA as its authors run it: 0.1 at 80 and at 100 of 120 epochs, whatever the task's own number of epochs."""
+    schedule = schedules.Steps(at=[80, 100], of=120)
+    factors = [factor(schedule, epoch / 120) for epoch in (0, 79.9, 80.1, 99.9, 100.1, 119.9)]
+    assert factors == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    assert factor(schedules.Steps(at=(45,), of=60), 0.75) == pytest.approx(0.1)
+    assert schedules.make("steps", rate=0.5, at=(0.2,)).at == (0.2,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"at": (80, 100)}, "expected increasing numbers below 1.0"),
+        ({"at": (0.5, 0.2)}, "expected increasing numbers"),
+        ({"at": ()}, r"expected numbers such as .80, 100."),
+        ({"at": 0.5}, r"expected numbers such as .80, 100."),
+        ({"at": (0,)}, "expected a positive number"),
+        ({"rate": 0}, "expected a positive number"),
+    ],
+)
+def test_steps_that_cannot_be(settings, message):
+    with pytest.raises(errors.ConfigError, match=message):
+        schedules.Steps(**settings)
+
+
 def test_k4p1_setting():
     """K4P1, section 5: RMSProp, rate 0.045, decay 0.98 per 2.5 epochs."""
     setting = k4p1_rmsprop()

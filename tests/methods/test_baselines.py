@@ -31,6 +31,15 @@ def logits(folder, name, images):
     return np.array(ModelDir(folder).load_task(name).model(images))
 
 
+def rate_at_the_start(folder):
+    """The learning rate of the free weights, as the rules of a stage give it."""
+    optimizer = k4p1.OptimizerConfig(learning_rate=1e-2)
+    task = ModelDir(folder).read_task("first")[0]
+    rules = optimizer.resolved({"first": task.learning_rate})
+    patched = ModelDir(folder).load_task("first")
+    return next(rules.update_of(p, "first").rate for p in patched.owned() if p.key.endswith("/own"))
+
+
 @pytest.mark.slow
 def test_packnet_packs_tasks_one_after_another(tmp_path, images):
     backbone = backbones.cifar_resnet(depth=8)
@@ -58,6 +67,8 @@ def test_packnet_packs_tasks_one_after_another(tmp_path, images):
     }
     assert shares == pytest.approx({"first": 0.625, "second": 0.71875}, abs=1e-3)
     assert set(evaluate(tmp_path / "run")) == {"first", "second"}
+    rates = {how: rate_at_the_start(tmp_path / "run" / "stages" / "1_first" / how) for how in ("train", "retrain")}
+    assert rates == pytest.approx({"train": 1e-2, "retrain": 1e-3})
     with pytest.raises(errors.ConfigError, match="another configuration"):
         k4p1.packnet(backbone=backbone, tasks=tasks, model_dir=tmp_path / "run", **{**how, "prune": 0.5})
     with pytest.raises(errors.ConfigError, match="used twice"):
@@ -78,7 +89,12 @@ def test_the_free_weights_are_those_that_are_zero():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"prune": 1.0}, "prune=1.0"), ({"retrain": 0}, "retrain=0"), ({"model_dir": None}, "needs a model_dir")],
+    [
+        ({"prune": 1.0}, "prune=1.0"),
+        ({"retrain_learning_rate": 0.0}, "retrain_learning_rate=0.0; expected a positive number"),
+        ({"retrain": 0}, "retrain=0"),
+        ({"model_dir": None}, "needs a model_dir"),
+    ],
 )
 def test_packnet_checks_its_shares(tmp_path, changes, message):
     given = {"backbone": backbones.cifar_resnet(depth=8), "tasks": [task(tmp_path, "t")], "model_dir": tmp_path / "run"}

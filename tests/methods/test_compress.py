@@ -65,8 +65,10 @@ def run(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("finished"), ("a", "b", "c"))
 
 
-def test_the_whole_rank_changes_nothing(run, tmp_path, images):
-    done = compress([run], tmp_path / "out", rank=1.0)
+@pytest.mark.parametrize("share", ["output", "input"])
+def test_the_whole_rank_changes_nothing(run, tmp_path, images, share):
+    done = compress([run], tmp_path / "out", rank=1.0, share=share)
+    assert done.share == share
     assert done.energy == pytest.approx(1.0) and done.accuracy_after == pytest.approx(done.accuracy_before)
     before, after = ModelDir(run), ModelDir(tmp_path / "out")
     for name in ("a", "b", "c"):
@@ -84,11 +86,12 @@ def test_half_the_rank_keeps_most_of_the_energy_in_fewer_bytes(run, tmp_path):
     files = list((tmp_path / "out" / "backbone" / "factors").iterdir())
     assert len(files) == 1
     patches = [ModelDir(tmp_path / "out").patch(name) for name in ("a", "c")]
+    assert all(name.endswith("parallel_adapter/gamma") for name in safetensors_numpy.load_file(files[0]))  # the output side
     sizes = sum(t.nbytes for t in safetensors_numpy.load_file(files[0]).values())
-    gammas = sum(
-        t.nbytes for p in patches for name, t in safetensors_numpy.load_file(p).items() if name.endswith("adapter/gamma")
+    betas = sum(
+        t.nbytes for p in patches for name, t in safetensors_numpy.load_file(p).items() if name.endswith("adapter/beta")
     )
-    assert sizes + gammas == done.bytes_after
+    assert sizes + betas == done.bytes_after
     for path in patches:
         info = json.loads(tensor_file.read_header(path)["patch"])
         assert info["factors"].startswith(files[0].stem) and info["spec"] == "parallel_adapter+scale_bias+head"
@@ -103,8 +106,9 @@ def test_tasks_of_several_runs_and_series_adapters(tmp_path):
     assert list(done.accuracy_after) == ["x", "y"] and done.energy > 0.7
 
 
-def test_keras_saves_and_loads_a_compressed_task(run, tmp_path, images):
-    compress([run], tmp_path / "out", rank=0.5)
+@pytest.mark.parametrize("share", ["output", "input"])
+def test_keras_saves_and_loads_a_compressed_task(run, tmp_path, images, share):
+    compress([run], tmp_path / "out", rank=0.5, share=share)
     model = ModelDir(tmp_path / "out").load_task("a").model
     model.save(tmp_path / "a.keras")
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "a.keras")(images), model(images))
@@ -119,22 +123,24 @@ def test_tasks_of_python_objects_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_fine_tuning_moves_gamma_and_leaves_beta(run, tmp_path):
-    done = compress([run], tmp_path / "out", tasks=("a", "b"), rank=0.5, finetune_steps=3)
+@pytest.mark.parametrize(("share", "common", "own"), [("output", "gamma", "beta"), ("input", "beta", "gamma")])
+def test_fine_tuning_moves_a_tasks_factors_and_leaves_the_common_ones(run, tmp_path, share, common, own):
+    done = compress([run], tmp_path / "out", tasks=("a", "b"), rank=0.5, finetune_steps=3, share=share)
     compressed, finetuned = ModelDir(tmp_path / "out"), ModelDir(tmp_path / "out" / "finetuned")
     assert set(done.accuracy_finetuned) == {"a", "b"}
     names = [sorted(p.name for p in folder.factors.iterdir()) for folder in (compressed, finetuned)]
     assert names[0] == names[1]
     before, after = (safetensors_numpy.load_file(folder.patch("a")) for folder in (compressed, finetuned))
     assert before.keys() == after.keys()
-    assert any(not np.array_equal(before[k], after[k]) for k in before if k.endswith("adapter/gamma"))
-    assert not any(key.endswith("adapter/beta") for key in after)
+    assert any(not np.array_equal(before[k], after[k]) for k in before if k.endswith(f"adapter/{own}"))
+    assert not any(key.endswith(f"adapter/{common}") for key in after)
 
 
 def test_the_command_prints_what_was_kept(run, tmp_path, capsys):
     flags = ["--model_dir", str(run), "--tasks", "a,b", "--output_dir", str(tmp_path / "out")]
-    assert main.main(["compress", *flags, "--budget", "12KB"]) == 0
+    assert main.main(["compress", *flags, "--budget", "12KB", "--share", "input"]) == 0
     out = capsys.readouterr().out
+    assert "shared by the tasks: the input side of the adapters" in out
     assert "energy kept: " in out and "bytes before" in out and "accuracy before" in out
     total = int(out.split("bytes before, ")[1].split(" after")[0].replace(",", ""))
     assert total <= 12_000
@@ -147,6 +153,7 @@ def test_the_command_prints_what_was_kept(run, tmp_path, capsys):
     [
         (["--rank", "0.5", "--budget", "1KB"], 1, "either rank"),
         ([], 1, "either rank"),
+        (["--rank", "0.5", "--share", "both"], 1, "share"),
         (["--rank", "1.5"], 1, "expected a share of the channels"),
         (["--budget", "10B"], 1, "too small: rank 1 in every layer takes"),
         (["--budget", "lots"], 1, "expected a number and B, KB, MB"),

@@ -131,7 +131,7 @@ def test_every_method_trains_as_it_says(data_dir, tmp_path, finetuned, small_bac
     how = {"backbone": lambda: small_backbone, "data_dir": data_dir, "results_file": tmp_path / "results.jsonl"}
     study.method_table(**how, tasks=["dtd10"], methods=list(study.METHODS), quiet=True)
     trained = {str(call["task"].patch): (call["task"], call["optimizer"]) for call in finetuned}
-    assert len(trained) == len(study.METHODS) == 12
+    assert len(trained) == len(study.METHODS) == 14
     for task, optimizer in trained.values():
         assert (task.image_size, task.batch_size, task.steps, task.validation_fraction) == (32, 32, 400, 0.1)
         assert optimizer.learning_rate == (1e-3 if str(task.patch) == "full" else 1e-2)

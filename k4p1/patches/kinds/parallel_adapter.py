@@ -32,7 +32,7 @@ class ParallelAdapter(residual_adapter.AdapterKind):
         return super().why_nothing(network)
 
     def layer_patch(self, site):
-        return CentreTap(self.rank, self.init_std, self._dropout_at(site))
+        return CentreTap(self.rank, self.std_of(site.layer), self._dropout_at(site))
 
 
 def _is_odd(layer: keras.layers.Layer) -> bool:

@@ -8,9 +8,12 @@ import keras
 from keras import ops
 
 from k4p1 import errors
+from k4p1.backbones.series_adapters import he_std
 from k4p1.patches import kind, patched_layer
 
 BLOCKS = ("all", "second")
+SAME, ZERO, HE = "same", "zero", "he"
+INITS = (SAME, ZERO, HE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +23,10 @@ class AdapterKind(kind.PatchKind):
     Attributes:
       block: `all` convolutions, or the `second` of each residual block only (RA, section 4.1: "half").
       rank: K of `alpha = beta @ gamma.T`; 0 trains alpha whole.
-      init_std: standard deviation of the initial values of alpha, or with a rank of gamma; 0 leaves the network unchanged at
-        the start.
+      init: `same` leaves the network unchanged at the start: alpha is zero, or where the backbone was trained with series
+        adapters, theirs; `zero`; `he`: alpha is random with standard deviation sqrt(2 / D), D output channels, as RA's
+        authors begin.
+      init_std: another standard deviation of the initial values of alpha, or with a rank of gamma, in place of `init`.
       dropout: rate of dropout on what the adapter reads, in training.
       dropout_block: where that dropout is: before the `second` adapter of each residual block (RA, section 4.1), or `all`.
     """
@@ -30,6 +35,7 @@ class AdapterKind(kind.PatchKind):
 
     block: str = "all"
     rank: int = 0
+    init: str = SAME
     init_std: float = 0.0
     dropout: float = 0.0
     dropout_block: str = "second"
@@ -38,6 +44,13 @@ class AdapterKind(kind.PatchKind):
         super().__post_init__()
         self._check_choice("block", BLOCKS)
         self._check_choice("dropout_block", BLOCKS)
+        self._check_choice("init", INITS)
+        if self.init != SAME and (self.init_std or (self.rank and self.init == HE)):
+            other = f"init_std={self.init_std}" if self.init_std else f"rank={self.rank}"
+            raise errors.PatchError(
+                f"{self.name}(init={self.init},{other}): init=he is of a whole alpha, and init_std= stands in its place; "
+                "give one of them"
+            )
         if self.rank < 0:
             raise errors.PatchError(f"{self.name}(rank={self.rank}): expected 1 or more, or 0 for a whole alpha")
         if self.init_std < 0:
@@ -53,6 +66,10 @@ class AdapterKind(kind.PatchKind):
             return "it has no residual block with a second convolution; leave block=second out"
         reasons = {why for site in network if (why := why_no_adapter(site.layer)) is not None}
         return f"residual adapters need convolutions of all channels; it has {', '.join(sorted(reasons))}"
+
+    def std_of(self, layer: keras.layers.Layer) -> float:
+        """The standard deviation with which an adapter of `layer` starts."""
+        return he_std(layer.filters) if self.init == HE else self.init_std
 
     def _dropout_at(self, site) -> float:
         return self.dropout if self.dropout_block == "all" or site.block_position == 2 else 0.0
@@ -70,25 +87,28 @@ def why_no_adapter(layer: keras.layers.Layer) -> str | None:
 class Adapter(patched_layer.LayerPatch):
     """Owns alpha (C, D), or its factors beta (C, K) and gamma (D, K) with `alpha = beta @ gamma.T`.
 
-    After joint compression beta belongs to several tasks (RA, section 3.4): see `adopt`.
+    After joint compression beta or gamma belongs to several tasks (RA, section 3.4): see `adopt`.
 
     Args:
       rank: K; 0 for a whole alpha.
       std: of the initial values of alpha, or of gamma; 0 makes alpha zero.
       dropout: rate on what the adapter reads.
-      joint: whether beta is shared with other tasks, and stays as it is.
+      joint: `beta` or `gamma`, the factor that is shared with other tasks and stays as it is; empty for none. True, of
+        models saved by version 0.1, is `beta`.
     """
 
-    def __init__(self, rank: int = 0, std: float = 0.0, dropout: float = 0.0, joint: bool = False, **kwargs):
+    def __init__(self, rank: int = 0, std: float = 0.0, dropout: float = 0.0, joint: str | bool = "", **kwargs):
         super().__init__(**kwargs)
-        self.rank, self.std, self.rate, self.joint = rank, std, dropout, joint
+        self.rank, self.std, self.rate = rank, std, dropout
+        self.joint = "beta" if joint is True else joint or ""
         self._adopted: keras.Variable | None = None
         self.dropped = keras.layers.Dropout(dropout) if dropout else None
 
     def adopt(self, factors):
-        self._adopted = factors.get("beta")
+        self.joint = next((name for name in ("beta", "gamma") if name in factors), self.joint)
+        self._adopted = factors.get(self.joint)
         if self._adopted is not None:
-            self.rank, self.joint = self._adopted.shape[1], True
+            self.rank = self._adopted.shape[1]
 
     def bind_matrix(self, layer: keras.layers.Layer, rows: int, columns: int) -> None:
         """Creates the matrix of (rows, columns).
@@ -105,21 +125,23 @@ class Adapter(patched_layer.LayerPatch):
                 f"{self.kind}(rank={self.rank}) is more than layer '{layer.name}' has channels: {rows} in, {columns} out; "
                 f"expected at most {min(rows, columns)}, or other layers="
             )
-        if self._adopted is not None:
-            self.beta = self._adopted
-        else:
-            shape = (rows, self.rank)
-            self.beta = self.add_weight(name="beta", shape=shape, initializer="glorot_uniform", trainable=not self.joint)
-        self.gamma = self.add_weight(name="gamma", shape=(columns, self.rank), initializer=start)
+        self.beta = self._factor("beta", rows, "glorot_uniform")
+        self.gamma = self._factor("gamma", columns, start)
+
+    def _factor(self, name: str, channels: int, start) -> keras.Variable:
+        if name == self.joint and self._adopted is not None:
+            return self._adopted
+        shape = (channels, self.rank)
+        return self.add_weight(name=name, shape=shape, initializer=start, trainable=name != self.joint)
 
     def matrix(self):
         """alpha, (C, D)."""
         return ops.matmul(self.beta, ops.transpose(self.gamma)) if self.rank else ops.convert_to_tensor(self.alpha)
 
     def private_variables(self):
-        beta = self._adopted
+        common = self._adopted
         return [
-            patched_layer.PrivateVariable(p.kind, p.name, p.variable, patched_layer.FIXED) if p.variable is beta else p
+            patched_layer.PrivateVariable(p.kind, p.name, p.variable, patched_layer.FIXED) if p.variable is common else p
             for p in super().private_variables()
         ]
 

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from k4p1.patches import patched_batch_normalization, patched_convolution
+from k4p1 import errors
+from k4p1.backbones.series_adapters import SUFFIX, SharedSeriesAdapter, he_std
+from k4p1.patches import patched_batch_normalization, patched_convolution, patched_layer
 from k4p1.patches.kinds import residual_adapter
 from k4p1.patches.patched_layer import STATISTICS, PrivateVariable
 
@@ -19,7 +21,8 @@ class SeriesAdapter(residual_adapter.AdapterKind):
     """A 1x1 convolution behind a convolution, `h = f * x`, `y = h + alpha BN_a(h)`, alpha (D, D); zero at the start.
 
     BN_a is inside the branch, so that the network starts as it was. It owns no other batch normalisation: RA's model is
-    `series_adapter+scale_bias+head`.
+    `series_adapter+scale_bias+head`. On a backbone that was trained with series adapters
+    (`backbones.with_series_adapters`) it adds none, but owns a copy of those.
 
     Attributes:
       momentum: of BN_a's moving statistics.
@@ -37,8 +40,33 @@ class SeriesAdapter(residual_adapter.AdapterKind):
         super().__post_init__()
         self._check_momentum(self.momentum)
 
+    def fits(self, site, network):
+        if not any(isinstance(one.layer, SharedSeriesAdapter) for one in network):
+            return super().fits(site, network)
+        if self.block == "all" or not isinstance(site.layer, SharedSeriesAdapter):
+            return isinstance(site.layer, SharedSeriesAdapter)
+        adapted = site.name.removesuffix(SUFFIX)
+        return any(one.name == adapted and one.block_position == 2 for one in network)
+
     def layer_patch(self, site):
-        return SeriesBranch(self.rank, self.init_std, self._dropout_at(site), momentum=self.momentum)
+        return SeriesBranch(self.rank, self.std_of(site.layer), self._dropout_at(site), momentum=self.momentum)
+
+    def replaces_layer(self, layer):
+        return isinstance(layer, SharedSeriesAdapter)
+
+    def whole_layer(self, layer):
+        if self.rank or self.dropout:
+            raise errors.PatchError(
+                f"series_adapter: '{layer.name}' is an adapter of the backbone, and its private copy is whole and without "
+                "dropout; leave rank= and dropout= out"
+            )
+        own = patched_layer.private_copy(layer)
+        own.momentum = self.momentum
+        if self.init != residual_adapter.SAME or self.init_std:
+            channels = own.alpha.shape[-1]
+            std = he_std(channels) if self.init == residual_adapter.HE else self.init_std
+            own.alpha.assign(keras.random.normal(own.alpha.shape, stddev=std) if std else ops.zeros(own.alpha.shape))
+        return own
 
 
 @keras.saving.register_keras_serializable("k4p1")

@@ -10,6 +10,7 @@ from k4p1 import backbones, errors
 from k4p1.patches import PatchSpec
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.fold import fold
+from k4p1.patches.kinds.parallel_adapter import CentreTap
 from k4p1.patches.patched_layer import RANDOM
 from k4p1.patches.patched_model import PRIVATE
 
@@ -236,3 +237,23 @@ def test_gradients_reach_what_an_adapter_owns():
     private = patched.private()
     assert np.abs(private["stage1_block1_conv1/series_adapter/alpha"]).max() > 0
     assert np.abs(np.array(private["stage1_block1_conv1/series_adapter/bn_gamma"]) - 1).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["series_adapter", "parallel_adapter"])
+def test_a_random_start_has_the_deviation_of_the_authors(kind):
+    """sqrt(2 / D), D output channels."""
+    backbone = backbones.cifar_resnet(depth=8)
+    patched = apply_patches(backbone, f"{kind}(init=he)+head", classes=2, image_size=16)
+    alphas = {key.split("/")[0]: np.array(v) for key, v in patched.private().items() if key.endswith("/alpha")}
+    assert len(alphas) == 7
+    for name in ("stage1_block1_conv2", "stage2_block1_conv1", "stage3_block1_conv2"):
+        assert alphas[name].std() == pytest.approx((2 / alphas[name].shape[1]) ** 0.5, rel=0.2)
+    for refused in ("init=he,rank=2", "init=zero,init_std=0.1", "init=random"):
+        with pytest.raises(errors.PatchError, match=f"{kind}.init="):
+            apply_patches(backbone, f"{kind}({refused})+head", classes=2, image_size=16)
+
+
+@pytest.mark.parametrize(("stored", "shared"), [(True, "beta"), (False, ""), ("gamma", "gamma")])
+def test_models_saved_before_either_side_could_be_shared_say_true(stored, shared):
+    adapter = CentreTap.from_config({"rank": 2, "joint": stored})
+    assert adapter.joint == shared and CentreTap.from_config(adapter.get_config()).joint == shared
