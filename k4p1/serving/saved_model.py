@@ -9,15 +9,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import k4p1
 from k4p1 import errors
 from k4p1.data import preprocessing
 from k4p1.files import atomic
-from k4p1.patches.fold import fold
+from k4p1.patches.inference import inference_model
 from k4p1.patches.patched_model import LOGITS
 from k4p1.patches.task_head import DEFAULT_OBJECTIVE
 from k4p1.tasks import objectives
 from k4p1.tasks.objectives import Objective
 
+ABOUT = "assets.extra/k4p1.json"
+"""Within a SavedModel: what k4p1 says of it."""
 _PROBE_SIZE = 4
 
 
@@ -78,7 +81,8 @@ def export_task(
 ) -> tuple[pathlib.Path, float]:
     """Writes `<folder>/<version>/`, version one above the highest there, and checks it against the task model.
 
-    The patch is folded into plain layers first. The SavedModel is written beside, read back and compared on a probe batch
+    Patch and normalisation are folded into plain layers first (`k4p1.patches.inference`); `ABOUT` says how many
+    normalisations were, and how many stayed. The SavedModel is written beside, read back and compared on a probe batch
     of random images before it takes its name.
 
     Args:
@@ -105,9 +109,18 @@ def export_task(
         with tempfile.TemporaryDirectory() as scratch:
             labels_path = pathlib.Path(scratch) / "labels.txt"
             labels_path.write_text("\n".join(labels) + "\n", encoding="utf-8")
-            served = ServedTask(fold(model), image_size, objective, labels_path)
+            inference = inference_model(model)
+            served = ServedTask(inference.model, image_size, objective, labels_path)
             signatures = {"serving_default": served.serve_images, "encoded": served.serve_encoded}
             tf.saved_model.save(served, str(partial), signatures=signatures)
+        atomic.write_json(
+            partial / ABOUT,
+            {
+                "k4p1_version": k4p1.__version__,
+                "normalisations_folded": inference.normalisations_folded,
+                "normalisations_kept": inference.normalisations_kept,
+            },
+        )
         difference = _largest_difference(model, objective, partial, image_size)
         partial.chmod(0o755)
         partial.rename(target)
