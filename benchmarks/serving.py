@@ -27,7 +27,9 @@ BATCH, SIZE, CLASSES = 32, 96, 43
 
 def by_hand(width: float = 0.35) -> keras.Model:
     """MobileNetV2 with biases in place of batch normalisations, of random weights; its time does not depend on them."""
-    with_normalisation = keras.applications.MobileNetV2((SIZE, SIZE, 3), width, include_top=False, weights=None, pooling="avg")
+    with_normalisation = keras.applications.MobileNetV2(
+        (SIZE, SIZE, 3), width, include_top=False, weights=None, pooling="avg"
+    )
     layers = keras.layers
 
     def called(layer, *args, **kwargs):
