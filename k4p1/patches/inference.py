@@ -115,10 +115,12 @@ def scale_and_shift(values: Values, epsilon: float) -> tuple[np.ndarray, np.ndar
     return scale, values.get("beta", 0.0) - values["moving_mean"] * scale
 
 
-def per_output_channel(layer: keras.layers.Layer, scale: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """A factor per output channel in a shape that multiplies the kernel that makes these channels."""
+def per_output_channel(layer: keras.layers.Layer, scale, kernel):
+    """A factor per output channel, array or tensor, in a shape that multiplies the kernel that makes these channels."""
     if isinstance(layer, keras.layers.DepthwiseConv2D):
-        return scale.reshape(kernel.shape[-2:])
+        return (
+            keras.ops.reshape(scale, kernel.shape[-2:]) if keras.ops.is_tensor(scale) else scale.reshape(kernel.shape[-2:])
+        )
     if isinstance(layer, keras.layers.Conv2DTranspose):  # (height, width, channels out, channels in)
         return scale[:, None]
     return scale

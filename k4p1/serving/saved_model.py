@@ -1,9 +1,10 @@
 """One SavedModel per task, ready for TensorFlow Serving: preprocessing inside, labels beside."""
 
+import contextlib
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -99,13 +100,8 @@ def export_task(
       StorageError: the folder cannot be written.
       ArtifactError: the SavedModel read back does not compute what the task model does.
     """
-    folder, objective = pathlib.Path(folder).expanduser(), objectives.find(objective)
-    versions = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.is_dir() else []
-    target = folder / str(max(versions, default=0) + 1)
-    partial = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    objective = objectives.find(objective)
+    with new_version(folder) as (partial, target):
         with tempfile.TemporaryDirectory() as scratch:
             labels_path = pathlib.Path(scratch) / "labels.txt"
             labels_path.write_text("\n".join(labels) + "\n", encoding="utf-8")
@@ -113,15 +109,27 @@ def export_task(
             served = ServedTask(inference.model, image_size, objective, labels_path)
             signatures = {"serving_default": served.serve_images, "encoded": served.serve_encoded}
             tf.saved_model.save(served, str(partial), signatures=signatures)
-        atomic.write_json(
-            partial / ABOUT,
-            {
-                "k4p1_version": k4p1.__version__,
-                "normalisations_folded": inference.normalisations_folded,
-                "normalisations_kept": inference.normalisations_kept,
-            },
-        )
+        counts = {name: getattr(inference, name) for name in ("normalisations_folded", "normalisations_kept")}
+        write_about(partial, counts)
         difference = _largest_difference(model, objective, partial, image_size)
+    return target, difference
+
+
+@contextlib.contextmanager
+def new_version(folder: str | pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """(where to write, where it will be): a version folder that takes its name once it is complete, or never exists.
+
+    Raises:
+      StorageError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    versions = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.is_dir() else []
+    target = folder / str(max(versions, default=0) + 1)
+    partial = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        yield partial, target
         partial.chmod(0o755)
         partial.rename(target)
         partial = None
@@ -132,7 +140,11 @@ def export_task(
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    return target, difference
+
+
+def write_about(path: pathlib.Path, values: Mapping[str, object]) -> None:
+    """Writes what k4p1 says of a SavedModel beside it."""
+    atomic.write_json(path / ABOUT, {"k4p1_version": k4p1.__version__, **values})
 
 
 def _largest_difference(model: keras.Model, objective: Objective, path: pathlib.Path, image_size: tuple[int, int]) -> float:
