@@ -66,7 +66,7 @@ def outputs(
     except ValueError as e:
         reason = str(e).strip().splitlines()[0]
         raise errors.ConfigError(f"the feature maps of '{model.name}' cannot be found at {_SIDE} px: {reason}") from e
-    unique = _unique_names(model)
+    unique = unique_names(model)
 
     def named(operation: keras.Operation) -> keras.Operation:
         layer = layer_for(operation)
@@ -112,12 +112,12 @@ def run_through(
     return model._run_through_graph(inputs, operation_fn=called)
 
 
-def _unique_names(model: keras.Model, prefix: str = "") -> dict[int, str]:
+def unique_names(model: keras.Model, prefix: str = "") -> dict[int, str]:
     """Names by which operations of inner models can stand beside each other in one graph, by id; others keep theirs."""
     found: dict[int, str] = {}
     for operation in canonical.operations(model):
         if canonical.is_graph(operation):
-            found |= _unique_names(operation, f"{prefix}{operation.name}_")
+            found |= unique_names(operation, f"{prefix}{operation.name}_")
         elif prefix:
             found[id(operation)] = prefix + operation.name
     return found

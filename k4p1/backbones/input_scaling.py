@@ -1,5 +1,7 @@
 """How a backbone expects its pixels, as a layer, so that every task model takes images of 0 to 255."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -43,6 +45,20 @@ class InputScaling(keras.layers.Layer):
         elif self.scaling == "caffe":
             x = ops.flip(x, axis=-1) - ops.array(_CAFFE_MEAN, "float32")
         return ops.cast(x, self.compute_dtype)
+
+    def plain(self, images):
+        """The same written with Keras' own layers, so that a folded model can be read without k4p1."""
+        rescaling = functools.partial(keras.layers.Rescaling, dtype=self.dtype_policy, name=self.name)
+        if self.scaling == "unit":
+            return rescaling(1.0 / 255.0)(images)
+        if self.scaling == "symmetric":
+            return rescaling(1.0 / 127.5, -1.0)(images)
+        if self.scaling == "imagenet":
+            scale = [1.0 / (255.0 * std) for std in IMAGENET_STD]
+            return rescaling(scale, [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)])(images)
+        if self.scaling == "caffe":
+            return rescaling(1.0, [-mean for mean in _CAFFE_MEAN])(ops.flip(ops.cast(images, "float32"), axis=-1))
+        return rescaling(1.0)(images)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -25,6 +25,10 @@ class ChannelPadding(layers.Layer):
     def call(self, inputs):
         return ops.pad(inputs, [(0, 0), (0, 0), (0, 0), self.padding])
 
+    def plain(self, inputs):
+        """The same as an operation of Keras, so that a folded model can be read without k4p1."""
+        return ops.pad(inputs, [(0, 0), (0, 0), (0, 0), self.padding])
+
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], input_shape[-1] + sum(self.padding))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from k4p1 import quiet_tensorflow
+from k4p1 import errors, quiet_tensorflow
 from k4p1.cli.command import command, model_dir_flag, task_flag
 
 
@@ -27,16 +27,28 @@ def predict(f: flags.FlagValues, images: Sequence[str]) -> None:
 
 
 def _export_flags(f: flags.FlagValues) -> None:
-    model_dir_flag(f)
+    several = "Folder of a finished run; with --together, several may be given."
+    flags.DEFINE_multi_string("model_dir", None, several, flag_values=f, required=True)
     task_flag(f)
-    flags.DEFINE_string("export_dir", None, "Where <task>/<version>/ is written.", flag_values=f, required=True)
+    together = "One SavedModel of all tasks: the backbone once, one signature per task, and one for batches of mixed tasks."
+    flags.DEFINE_bool("together", False, together, flag_values=f)
+    where = "Where <task>/<version>/ is written; with --together, <version>/."
+    flags.DEFINE_string("export_dir", None, where, flag_values=f, required=True)
 
 
-@command("Write one SavedModel per task.", define=_export_flags)
+@command("Write one SavedModel per task, or one for all tasks.", define=_export_flags)
 def export(f: flags.FlagValues) -> None:
     """`k4p1 export`."""
     quiet_tensorflow.import_quietly()
     from k4p1.serving import export as exporting
 
-    for task, (path, difference) in exporting.export(f.model_dir, f.export_dir, f.task).items():
+    if f.together:
+        if f.task is not None:
+            raise errors.ConfigError(f"--task={f.task} and --together exclude each other: together are all tasks")
+        path, difference = exporting.export_all_together(f.model_dir, f.export_dir)
+        print(f"all tasks: {path}; largest difference of the logits on a probe batch: {difference:.2g}")
+        return
+    if len(f.model_dir) > 1:
+        raise errors.ConfigError(f"--model_dir is given {len(f.model_dir)} times; more than once needs --together")
+    for task, (path, difference) in exporting.export(f.model_dir[0], f.export_dir, f.task).items():
         print(f"task '{task}': {path}; largest difference of the outputs on a probe batch: {difference:.2g}")

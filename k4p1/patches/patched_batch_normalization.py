@@ -117,6 +117,10 @@ class PatchedBatchNormalization(patched_layer.PatchedLayer):
             owned += [("moving_mean", self.moving_mean, STATISTICS), ("moving_variance", self.moving_variance, STATISTICS)]
         return [PrivateVariable(self.kind, *variable) for variable in owned]
 
+    def folded_values(self):
+        names = ("gamma", "beta", "moving_mean", "moving_variance")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def folded(self):
         config = self.layer.get_config()
         config.update(scale=self.gamma is not None, center=self.beta is not None)

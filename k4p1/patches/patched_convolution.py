@@ -106,7 +106,7 @@ class PatchedConvolution(patched_layer.PatchedLayer):
     def private_variables(self):
         return [private for patch in self.patches for private in patch.private_variables()]
 
-    def folded(self):
+    def folded_values(self):
         layer, name = self.layer, kernel_name(self.layer)
         kernel = getattr(self, f"shared_{name}", None)
         for patch in self.patches:
@@ -116,13 +116,16 @@ class PatchedConvolution(patched_layer.PatchedLayer):
         others = {}
         for patch in self.patches:
             kernel, bias, others = patch.fold(kernel, bias, layer, others)
+        shared = {variable.name: variable for variable in layer.variables}
         use_bias = bool(layer.use_bias or np.any(bias))
-        plain = type(layer).from_config({**layer.get_config(), "use_bias": use_bias})
-        plain.build_from_config(layer.get_build_config())
-        values = {name: kernel, **others, **({"bias": bias} if use_bias else {})}
+        return {**shared, name: kernel, **others, **({"bias": bias} if use_bias else {})}
+
+    def folded(self):
+        values = self.folded_values()
+        plain = type(self.layer).from_config({**self.layer.get_config(), "use_bias": "bias" in values})
+        plain.build_from_config(self.layer.get_build_config())
         for variable in plain.variables:
-            value = values.get(variable.name)
-            variable.assign(getattr(layer, variable.name) if value is None else value)
+            variable.assign(values[variable.name])
         return plain
 
     def get_config(self):

@@ -147,6 +147,10 @@ class PatchedLayer(keras.layers.Layer):
         """A built plain Keras layer that computes the same function at inference."""
         raise TypeError(f"{type(self).__name__} cannot be folded")
 
+    def folded_values(self) -> Mapping[str, object]:
+        """The values of the variables of `folded`, by name."""
+        return {variable.name: variable for variable in self.folded().variables}
+
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
 

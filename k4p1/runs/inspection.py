@@ -140,6 +140,14 @@ def _export(path: pathlib.Path) -> tuple[str, Rows]:
         inputs = ", ".join(f"{k}: {v.dtype.name} {v.shape}" for k, v in signature.structured_input_signature[1].items())
         outputs = ", ".join(f"{k}: {v.dtype.name} {v.shape}" for k, v in signature.structured_outputs.items())
         rows.append((f"signature {name}", f"{inputs} -> {outputs}"))
+    about = path / "assets.extra" / "k4p1.json"
+    if about.is_file():
+        said = json.loads(about.read_text(encoding="utf-8"))
+        if "normalisations_folded" in said:
+            counts = f"{said['normalisations_folded']} folded, {said['normalisations_kept']} kept"
+            rows.append(("batch normalisations", counts))
+        for task, labels in said.get("tasks", {}).items():
+            rows.append((f"labels of {task}", ", ".join(labels[:12])))
     labels = path / "assets" / "labels.txt"
     if labels.is_file():
         rows.append(("labels", ", ".join(labels.read_text(encoding="utf-8").split("\n")[:-1][:12])))

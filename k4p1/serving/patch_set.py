@@ -3,7 +3,7 @@
 import numbers
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -12,8 +12,9 @@ from k4p1 import errors
 from k4p1.backbones.backbone import Backbone
 from k4p1.patches import factor_file, patch_file, task_head
 from k4p1.patches.apply import apply_patches
-from k4p1.patches.fold import fold
+from k4p1.patches.inference import inference_model
 from k4p1.patches.patched_model import FACTORS, PatchedModel
+from k4p1.serving.mixed import MixedModel
 
 
 class PatchSet:
@@ -37,6 +38,7 @@ class PatchSet:
         self._labels: dict[str, tuple[str, ...]] = {}
         self._objectives: dict[str, str] = {}
         self._merged: dict[str, keras.Model] = {}
+        self._mixed: dict[tuple[int, int], MixedModel] = {}
         self._factors: dict[str, Mapping[str, keras.Variable]] = {}
         self._lock = threading.Lock()
 
@@ -73,6 +75,9 @@ class PatchSet:
         with self._lock:
             for held in (self._tasks, self._labels, self._objectives, self._merged):
                 held.pop(name, None)
+            mixed = [model for model in self._mixed.values() if name in model.tasks]
+        for model in mixed:
+            model.delete(name)
 
     @property
     def names(self) -> list[str]:
@@ -99,10 +104,50 @@ class PatchSet:
         outputs = self.model(name)(images, training=False)
         return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
+    def mixed(self, images: Sequence, tasks: Sequence[str]) -> list[np.ndarray]:
+        """Logits (classes of its task,) of each image for its own task, computed together; see `k4p1.serving.mixed`.
+
+        Tasks of one image size are answered in one batch, whatever their patches.
+
+        Args:
+          images: of 0 to 255, (height, width, 3), each of the size of its task.
+          tasks: one name per image.
+
+        Raises:
+          ConfigError: an unknown task, another number of names than images, an image of another size, or a task that a mixed
+            batch cannot hold.
+        """
+        if len(images) != len(tasks):
+            raise errors.ConfigError(f"mixed: {len(images)} images and {len(tasks)} task names; expected one name per image")
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, name in enumerate(tasks):
+            groups.setdefault(self._get(name).image_size, []).append(number)
+        logits: list = [None] * len(tasks)
+        for size, numbers in groups.items():
+            model = self._mixed_model(size, [tasks[number] for number in numbers])
+            for number in numbers:
+                if (shape := tuple(np.shape(images[number]))) != (*size, 3):
+                    raise errors.ConfigError(f"image {number} is {shape}; task '{tasks[number]}' expects {(*size, 3)}")
+            batch = np.stack([np.asarray(images[number], np.float32) for number in numbers])
+            for number, row in zip(numbers, model(batch, [tasks[number] for number in numbers]), strict=True):
+                logits[number] = row[: len(self.labels(tasks[number]))]
+        return logits
+
+    def _mixed_model(self, size: tuple[int, int], tasks: Sequence[str]) -> MixedModel:
+        with self._lock:
+            model = self._mixed.get(size)
+        if model is None:
+            made = MixedModel(self.backbone, size)
+            with self._lock:
+                model = self._mixed.setdefault(size, made)
+        for name in set(tasks) - set(model.tasks):
+            model.put(name, self._get(name))
+        return model
+
     def merge(self, name: str) -> keras.Model:
         """A plain Keras model of the task, its patch folded into a copy of the weights; `model` gives it from now on."""
         patched = self._get(name)
-        merged = fold(patched.model)
+        merged = inference_model(patched.model).model
         with self._lock:
             if self._tasks.get(name) is patched:  # not deleted meanwhile
                 self._merged[name] = merged

@@ -1,25 +1,29 @@
 """One SavedModel per task, ready for TensorFlow Serving: preprocessing inside, labels beside."""
 
+import contextlib
 import pathlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+import k4p1
 from k4p1 import errors
 from k4p1.data import preprocessing
 from k4p1.files import atomic
-from k4p1.patches.fold import fold
+from k4p1.patches.inference import inference_model
 from k4p1.patches.patch_info import check_labels
 from k4p1.patches.patched_model import LOGITS
 from k4p1.patches.task_head import DEFAULT_OBJECTIVE
 from k4p1.tasks import objectives
 from k4p1.tasks.objectives import Objective
 
+ABOUT = "assets.extra/k4p1.json"
+"""Within a SavedModel: what k4p1 says of it."""
 _PROBE_SIZE = 4
 
 
@@ -81,7 +85,8 @@ def export_task(
 ) -> tuple[pathlib.Path, float]:
     """Writes `<folder>/<version>/`, version one above the highest there, and checks it against the task model.
 
-    The patch is folded into plain layers first. The SavedModel is written beside, read back and compared on a probe batch
+    Patch and normalisation are folded into plain layers first (`k4p1.patches.inference`); `ABOUT` says how many
+    normalisations were, and how many stayed. The SavedModel is written beside, read back and compared on a probe batch
     of random images before it takes its name.
 
     Args:
@@ -99,10 +104,32 @@ def export_task(
       StorageError: the folder cannot be written.
       ArtifactError: the SavedModel read back does not compute what the task model does.
     """
-    folder, objective = pathlib.Path(folder).expanduser(), objectives.find(objective)
+    objective = objectives.find(objective)
     check_labels(model.output, labels, objective.name)
     if any(len(label.splitlines()) > 1 for label in labels):
-        raise errors.ConfigError("a label has several lines; labels.txt holds one label a line")
+        raise errors.ConfigError("a label has several lines; labels.txt holds one label per line")
+    with new_version(folder) as (partial, target):
+        with tempfile.TemporaryDirectory() as scratch:
+            labels_path = pathlib.Path(scratch) / "labels.txt"
+            labels_path.write_text("\n".join(labels) + "\n", encoding="utf-8")
+            inference = inference_model(model)
+            served = ServedTask(inference.model, image_size, objective, labels_path)
+            signatures = {"serving_default": served.serve_images, "encoded": served.serve_encoded}
+            tf.saved_model.save(served, str(partial), signatures=signatures)
+        counts = {name: getattr(inference, name) for name in ("normalisations_folded", "normalisations_kept")}
+        write_about(partial, counts)
+        difference = _largest_difference(model, objective, partial, image_size)
+    return target, difference
+
+
+@contextlib.contextmanager
+def new_version(folder: str | pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """(where to write, where it will be): a version folder that takes its name once it is complete, or never exists.
+
+    Raises:
+      StorageError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder).expanduser()
     versions = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.is_dir() else []
     target = folder / str(max(versions, default=0) + 1)
     partial = None
@@ -111,13 +138,7 @@ def export_task(
         beside = folder / f".partial-{secrets.token_hex(6)}"
         beside.mkdir()  # unlike mkdtemp, with the permissions that the umask leaves
         partial = beside
-        with tempfile.TemporaryDirectory() as scratch:
-            labels_path = pathlib.Path(scratch) / "labels.txt"
-            labels_path.write_text("\n".join(labels) + "\n", encoding="utf-8")
-            served = ServedTask(fold(model), image_size, objective, labels_path)
-            signatures = {"serving_default": served.serve_images, "encoded": served.serve_encoded}
-            tf.saved_model.save(served, str(partial), signatures=signatures)
-        difference = _largest_difference(model, objective, partial, image_size)
+        yield partial, target
         partial.rename(target)
         partial = None
     except OSError as e:
@@ -127,7 +148,11 @@ def export_task(
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    return target, difference
+
+
+def write_about(path: pathlib.Path, values: Mapping[str, object]) -> None:
+    """Writes what k4p1 says of a SavedModel beside it."""
+    atomic.write_json(path / ABOUT, {"k4p1_version": k4p1.__version__, **values})
 
 
 def _largest_difference(model: keras.Model, objective: Objective, path: pathlib.Path, image_size: tuple[int, int]) -> float:

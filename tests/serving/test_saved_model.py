@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from k4p1 import backbones, errors
 from k4p1.data import preprocessing
 from k4p1.patches.apply import apply_patches
-from k4p1.patches.fold import fold
+from k4p1.patches.inference import inference_model
 from k4p1.patches.patch_file import load_patch, save_patch
 from k4p1.serving import saved_model
 
@@ -69,12 +69,12 @@ def test_versions_count_up(patched, tmp_path):
 
 def test_a_wrong_export_is_not_kept(patched, tmp_path, monkeypatch):
     def wrong(model):
-        copy = fold(model)
-        for variable in copy.trainable_variables:
+        made = inference_model(model)
+        for variable in made.model.trainable_variables:
             variable.assign(variable + 1.0)
-        return copy
+        return made
 
-    monkeypatch.setattr(saved_model, "fold", wrong)
+    monkeypatch.setattr(saved_model, "inference_model", wrong)
     with pytest.raises(errors.ArtifactError, match="differs from the task model"):
         saved_model.export_task(patched.model, (16, 16), LABELS, tmp_path)
     assert list(tmp_path.iterdir()) == []
