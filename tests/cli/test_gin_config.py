@@ -9,6 +9,7 @@ from k4p1.cli import gin_config, gin_files
 NEEDED = {
     "finetune": ["data = 'embedded/digits'"],
     "decathlon": ["weights = None"],
+    "decathlon_adapters": ["weights = None"],
     "lwf": ["data = 'embedded/digits'", "old_backbone = 'b'", "old_patch = 'p'"],
 }
 """Bindings without which a shipped file cannot be read."""
