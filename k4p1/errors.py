@@ -1,6 +1,7 @@
 """The errors that k4p1 raises, each with the exit code of the command line."""
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -70,6 +71,13 @@ class PatchWarning(UserWarning):
 def warn(text: str) -> None:
     """Warns in one line; the command line prints it, tests make it an error."""
     warnings.warn(text, PatchWarning, stacklevel=3)
+
+
+def reason(e: BaseException) -> str:
+    """What an error of another library says in one line, without the frame and the colours that Keras puts around it."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(e).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return (lines or [type(e).__name__])[0][:200]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
