@@ -3,9 +3,9 @@
     python benchmarks/networks.py [NAME ...] [--results zoo.json] [--again] [--only_table] [--small]
 
 For each network (random weights): build; one step of the engine with each patch, write, load in a fresh process, fold,
-same answers; and a real run of one step with `scale_bias+head` (`head` where that fits nothing), evaluated and exported by the fresh
-process. NAME picks the networks whose names contain it. What is in the file of results is not tried again, unless
-`--again`: an interrupted call goes on. Then the table in `docs/networks.md` is written from all results. `--small` leaves the
+same answers; and a real run of one step with `scale_bias+head` (`head` where that fits nothing), evaluated and exported
+by the fresh process. NAME picks the networks whose names contain it. What is in the file of results is not tried again,
+unless `--again`: an interrupted call goes on. Then `docs/networks.md` is written from all results. `--small` leaves the
 large members of the families out.
 """
 

@@ -74,9 +74,12 @@ def warn(text: str) -> None:
 
 
 def reason(e: BaseException) -> str:
-    """What an error of another library says in one line, without the frame and the colours that Keras puts around it."""
+    """What an error of another library says in one line, without the frames and colours of Keras and TensorFlow."""
     lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(e).splitlines()]
-    lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    lines = [line for line in lines if line and "Exception encountered when calling" not in line]
+    if lines[:1] == ["in user code:"]:  # a traceback as text: files, each with its line of code
+        frames = [number for number, line in enumerate(lines) if line.startswith('File "')]
+        lines = lines[frames[-1] + 2 :] if frames else lines[1:]
     return (lines or [type(e).__name__])[0][:200]
 
 

@@ -12,9 +12,9 @@ from k4p1.backbones import canonical
 def variable_keys(layer: keras.layers.Layer) -> dict[int, str]:
     """The key of each variable by its id.
 
-    It is the variable's name. Names that repeat, as in attention and recurrent layers, stand behind the path of the sublayer that
-    owns the variable, `query/kernel`; automatic names of sublayers are numbered within the layer, as Keras does in a
-    new process. Variables that are then still alike are told apart by their rank.
+    It is the variable's name. Names that repeat, as in attention and recurrent layers, stand behind the path of the
+    sublayer that owns the variable, `query/kernel`; automatic names of sublayers are numbered within the layer, as Keras
+    does in a new process. Variables that are then still alike are told apart by their rank.
     """
     names = Counter(variable.name for variable in layer.variables)
     repeated = [variable for variable in layer.variables if names[variable.name] > 1]
