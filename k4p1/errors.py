@@ -1,6 +1,7 @@
 """The errors that k4p1 raises, each with the exit code of the command line."""
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -70,6 +71,16 @@ class PatchWarning(UserWarning):
 def warn(text: str) -> None:
     """Warns in one line; the command line prints it, tests make it an error."""
     warnings.warn(text, PatchWarning, stacklevel=3)
+
+
+def reason(e: BaseException) -> str:
+    """What an error of another library says in one line, without the frames and colours of Keras and TensorFlow."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(e).splitlines()]
+    lines = [line for line in lines if line and "Exception encountered when calling" not in line]
+    if lines[:1] == ["in user code:"]:  # a traceback as text: files, each with its line of code
+        frames = [number for number, line in enumerate(lines) if line.startswith('File "')]
+        lines = lines[frames[-1] + 2 :] if frames else lines[1:]
+    return (lines or [type(e).__name__])[0][:200]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from k4p1 import errors
 from k4p1.backbones import canonical, input_scaling, placement, structure
 from k4p1.backbones.site import LayerSite
+from k4p1.backbones.variable_keys import variable_keys
 from k4p1.files import content_hash, tensor_file
 
 FILE_FORMAT = "k4p1-backbone"
@@ -29,6 +30,7 @@ class Backbone:
       scaling: how pixels of 0 to 255 are scaled before the network, a name of `input_scaling.SCALINGS`.
       minimum_size: the smallest image side in pixels, or None if unknown.
       shared_trained: what `set_trainable` said last.
+      rebuilds: whether it is known that `config` makes the same structure again; see `build.check_round_trip`.
 
     Raises:
       ConfigError: not a functional model of one image input, or an unknown scaling.
@@ -40,6 +42,7 @@ class Backbone:
     scaling: str
     minimum_size: int | None = None
     shared_trained: bool = dataclasses.field(default=False, init=False)
+    rebuilds: bool = False
 
     def __post_init__(self):
         if self.scaling not in input_scaling.SCALINGS:
@@ -75,12 +78,12 @@ class Backbone:
 
     def variables(self) -> dict[str, keras.Variable]:
         """Every variable by canonical key, `layer/variable`, random states left out."""
-        return {
-            f"{site.name}/{variable_key(variable, site.layer)}": variable
-            for site in self.sites
-            for variable in site.layer.variables
-            if keras.backend.is_float_dtype(variable.dtype)
-        }
+        found = {}
+        for site in self.sites:
+            keys = variable_keys(site.layer)
+            floats = [v for v in site.layer.variables if keras.backend.is_float_dtype(v.dtype)]
+            found |= {f"{site.name}/{keys[id(variable)]}": variable for variable in floats}
+        return found
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The values of `variables()`, on the host."""
@@ -124,12 +127,6 @@ class Backbone:
 def learned_variables(layer: keras.layers.Layer) -> set[int]:
     """The ids of the variables that gradients are meant to train, whether or not the layer is frozen at present."""
     return {id(variable) for part in layer._flatten_layers() for variable in part._trainable_variables}
-
-
-def variable_key(variable: keras.Variable, layer: keras.layers.Layer) -> str:
-    """The variable's name in its layer; with its path inside the layer where names repeat (attention, recurrent)."""
-    names = [v.name for v in layer.variables]
-    return variable.name if names.count(variable.name) == 1 else "/".join(variable.path.split("/")[1:])
 
 
 def is_image_network(model: object) -> bool:

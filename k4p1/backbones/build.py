@@ -5,14 +5,16 @@ import inspect
 import json
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from k4p1 import errors
 from k4p1.backbones import canonical, input_scaling, networks, structure
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone, is_image_network
+from k4p1.backbones.view import view
 from k4p1.files import tensor_file
 
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
@@ -67,6 +69,7 @@ def application(
     if imagenet_rescaling is False and weights == "imagenet":
         raise errors.ConfigError(f"{network}(imagenet_rescaling=False): the ImageNet weights need it; leave it out")
     rescales = can_rescale and (imagenet_rescaling or weights == "imagenet")
+    arguments = {name: one.item() if isinstance(one, np.generic) else one for name, one in arguments.items()}
     config = {"network": network, **({"width": width} if width is not None else {}), **arguments}
     config |= {"imagenet_rescaling": True} if rescales else {}
     accepted = inspect.signature(known[network]).parameters
@@ -109,17 +112,25 @@ def application(
     except Exception as e:  # Keras raises many kinds: bad arguments, damaged files, no network
         if weights == "imagenet" and not isinstance(e, ValueError):
             raise errors.ArtifactError(
-                f"Keras cannot load the ImageNet weights of {network}{_of_width(width)} ({_first_line(e)}); give weights = "
-                "PATH of a file, or None"
+                f"Keras cannot load the ImageNet weights of {network}{_of_width(width)} ({errors.reason(e)}); give "
+                "weights = PATH of a file, or None"
             ) from e
         if path is None:
-            raise errors.ConfigError(f"Keras cannot build {network}: {_first_line(e)}") from e
-        raise errors.ArtifactError(f"the weights of {path} do not fit {network}{_of_width(width)}: {_first_line(e)}") from e
+            raise errors.ConfigError(f"Keras cannot build {network}: {errors.reason(e)}") from e
+        raise errors.ArtifactError(
+            f"the weights of {path} do not fit {network}{_of_width(width)}: {errors.reason(e)}"
+        ) from e
     scaling = next(value for prefix, value in _FAMILIES if network.startswith(prefix))
-    backbone = Backbone(model, network, config, scaling, _MINIMUM_SIZES.get(network, 32))
+    backbone = Backbone(
+        model, network, config, scaling, _MINIMUM_SIZES.get(network, 32), rebuilds=weights is None and _is_plain(config)
+    )
     if is_ours:
         backbone.assign(tensor_file.read(path, FILE_FORMAT, FILE_VERSION)[0])
     return backbone
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    return all(isinstance(one, (bool, int, float, str, type(None))) for one in config.values())
 
 
 def mobilenet_v2(weights: str | None = None, width: float = 1.0) -> Backbone:
@@ -144,33 +155,70 @@ def from_model(model: keras.Model, name: str = "custom", scaling: str = "none") 
     Raises:
       ConfigError: not a functional model with one image input.
     """
-    if is_image_network(model) and len(model.output.shape) == 4:
-        pooled = keras.layers.GlobalAveragePooling2D(name="features")(model.output)
-        model = keras.Model(model.input, pooled, name=model.name)
+    if is_image_network(model):
+        model = _own_copy(model)
     backbone = Backbone(model, name, {}, scaling)
     described = _written_and_read(model)
     backbone.config = {"keras_model": described}
-    _check_round_trip(backbone)
+    check_round_trip(backbone)
     return backbone
 
 
+def _own_copy(model: keras.Model) -> keras.Model:
+    """The same network of views, so that renaming and nodes of the backbone do not reach the user's layers; pooled."""
+    made: dict[int, keras.Operation] = {}
+    levels: dict[int, set[str]] = {}
+
+    def viewed(layer: keras.Operation) -> keras.Operation:
+        if id(layer) not in made:
+            made[id(layer)] = view(layer, batch_normalise=True)
+        return made[id(layer)]
+
+    for place, layer in _layers_by_level(model):
+        levels.setdefault(id(layer), set()).add(place)
+        if len(levels[id(layer)]) > 1:
+            raise errors.ConfigError(
+                f"backbone '{model.name}' uses layer '{layer.name}' ({type(layer).__name__}) at two levels of nesting, or "
+                "in two inner models, and Keras would read it again as two layers; use it in one of them"
+            )
+    copy = keras.models.clone_model(model, clone_function=viewed, recursive=True)
+    if len(copy.output.shape) == 4:
+        taken = {operation.name for operation in copy.operations}
+        pooling = "features" if "features" not in taken else "features_pooled"
+        pooled = keras.layers.GlobalAveragePooling2D(name=pooling)(copy.output)
+        copy = keras.Model(copy.input, pooled, name=model.name)
+    return copy
+
+
+def _layers_by_level(model: keras.Model, place: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """The layers with variables and inner models, each once per model that it is in, with the place of that model."""
+    for operation in canonical.operations(model):
+        if canonical.is_graph(operation):
+            yield place, operation
+            yield from _layers_by_level(operation, f"{place}{id(operation)}/")
+        elif getattr(operation, "variables", None):
+            yield place, operation
+
+
 def _written_and_read(model: keras.Model) -> Any:
-    """Keras' description of a model as a file gives it back; see `_check_round_trip`."""
+    """Keras' description of a model as a file gives it back; see `check_round_trip`."""
     try:
         return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
     except Exception as e:  # Keras raises many kinds
         raise errors.ConfigError(f"backbone '{model.name}' cannot be written to a file: {_culprit(model, e)}") from e
 
 
-def _check_round_trip(backbone: Backbone) -> None:
-    """Makes sure that a user's network can be built again from its description, before anything is trained on it.
+def check_round_trip(backbone: Backbone) -> None:
+    """Makes sure that a network can be built again from its description, before anything is trained on it.
 
     Raises:
       ConfigError: it cannot, or becomes another network; names the layer and says what would help.
     """
+    if backbone.rebuilds:
+        return
     try:
-        again = from_config(backbone.name, backbone.config, backbone.scaling)
-    except errors.K4p1Error as e:
+        again = from_config(backbone.name, json.loads(json.dumps(dict(backbone.config))), backbone.scaling)
+    except (errors.K4p1Error, TypeError, ValueError) as e:
         raise errors.ConfigError(f"backbone '{backbone.name}' {_culprit(backbone.model, e.__cause__ or e)}") from e
     here, there = structure.describe(backbone.model), structure.describe(again.model)
     for one, other in zip(here, there, strict=False):
@@ -184,6 +232,7 @@ def _check_round_trip(backbone: Backbone) -> None:
         differing = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
         first = f" (first: {differing[0][0]})" if differing else ""
         raise errors.ConfigError(f"backbone '{backbone.name}' has other variables once it was written and read{first}")
+    backbone.rebuilds = True
 
 
 def _culprit(model: keras.Model, error: Exception) -> str:
@@ -198,10 +247,10 @@ def _culprit(model: keras.Model, error: Exception) -> str:
                     "keras.ops on the tensors themselves, or as a registered keras.layers.Layer"
                 )
             return (
-                f"cannot be read again from a file because of layer '{name}' ({type(layer).__name__}): {_first_line(e)}; "
+                f"cannot be read again from a file because of layer '{name}' ({type(layer).__name__}): {errors.reason(e)}; "
                 "register it with keras.saving.register_keras_serializable and let get_config return its arguments"
             )
-    return f"cannot be read again from a file: {_first_line(error)}"
+    return f"cannot be read again from a file: {errors.reason(error)}"
 
 
 def from_config(name: str, config: Mapping[str, Any], scaling: str) -> Backbone:
@@ -219,7 +268,7 @@ def from_config(name: str, config: Mapping[str, Any], scaling: str) -> Backbone:
         described = copy.deepcopy(config["keras_model"])  # Keras empties what it reads
         return Backbone(keras.saving.deserialize_keras_object(described), name, config, scaling)
     except (ValueError, TypeError, KeyError) as e:
-        raise errors.ArtifactError(f"cannot rebuild backbone '{name}': {_first_line(e)}") from e
+        raise errors.ArtifactError(f"cannot rebuild backbone '{name}': {errors.reason(e)}") from e
 
 
 def _of_other_width(model: keras.Model, width: float) -> keras.Model:
@@ -249,7 +298,3 @@ def _with_imagenet_rescaling(model: keras.Model) -> keras.Model:
 
 def _of_width(width: float | None) -> str:
     return f" of width {width:g}" if width is not None else ""
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

@@ -22,11 +22,10 @@ def rename(model: keras.Model) -> None:
         if is_graph(layer):
             rename(layer)
         if _is_automatic(layer):
-            stem = _stem(layer)
-            name = None
+            first, name = stem(layer), None
             while name is None or name in taken:
-                name = f"{stem}_{ranks.get(stem, 0)}"
-                ranks[stem] = ranks.get(stem, 0) + 1
+                name = f"{first}_{ranks.get(first, 0)}"
+                ranks[first] = ranks.get(first, 0) + 1
             layer.name = name
 
 
@@ -50,10 +49,11 @@ def operations(model: keras.Model) -> list[keras.Operation]:
     return [operation for operation in listed if not isinstance(operation, keras.layers.InputLayer)]
 
 
-def _stem(layer: keras.Operation) -> str:
+def stem(layer: keras.Operation) -> str:
+    """What Keras' automatic names of the layer's class begin with."""
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def _is_automatic(layer: keras.Operation) -> bool:
-    return re.fullmatch(rf"{_stem(layer)}(_\d+)?", layer.name) is not None
+    return re.fullmatch(rf"{stem(layer)}(_\d+)?", layer.name) is not None

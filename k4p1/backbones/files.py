@@ -84,6 +84,7 @@ def load(path: str | pathlib.Path) -> Backbone:
             f"{path}: Keras {keras.__version__} builds '{backbone.name}' differently from the Keras that wrote the file; "
             "the fingerprints differ"
         )
+    backbone.rebuilds = True
     return backbone
 
 

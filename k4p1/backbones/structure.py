@@ -80,6 +80,8 @@ def _settings(operation: keras.Operation) -> dict[str, Any]:
         is_default = name not in _SETTINGS_OF_VERSION_1 and _is(value, defaults.get(name, inspect.Parameter.empty))
         if _counts(name, value) and not is_default:
             settings[name] = plain(value)
+        elif name == "dtype" and isinstance(value, str) and not keras.backend.is_float_dtype(value):
+            settings[name] = value  # a cast to whole numbers is no matter of precision
     return settings
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import keras
 
@@ -12,11 +12,11 @@ from k4p1.backbones import endpoints
 from k4p1.backbones.backbone import Backbone
 from k4p1.backbones.input_scaling import InputScaling
 from k4p1.backbones.site import LayerSite
-from k4p1.patches import patched_convolution
+from k4p1.patches import moving_state, patched_convolution
 from k4p1.patches.kind import PatchKind
 from k4p1.patches.parameter_list import ParameterList
-from k4p1.patches.patched_layer import TRAINED, view
-from k4p1.patches.patched_model import PRIVATE, PatchedModel
+from k4p1.patches.patched_layer import STATISTICS, TRAINED, view
+from k4p1.patches.patched_model import LOGITS, PRIVATE, PatchedModel
 from k4p1.patches.spec import PatchSpec
 from k4p1.patches.task_head import FEATURES, DenseHead, TaskHead
 
@@ -77,14 +77,15 @@ def apply_patches(
             made[id(layer)] = _patched(*chosen) if chosen else view(layer, batch_normalise=shared_trained)
         return made[id(layer)]
 
+    taken = {operation.name for operation in backbone.model.operations}
     image = keras.Input((height, width, 3), name="image")
     scaled = InputScaling(backbone.scaling, name="input_scaling")(image)
     opened = tuple(e for e in head.endpoints if e != FEATURES)
-    scaled_image = keras.Input(scaled.shape[1:], dtype=scaled.dtype, name="scaled_image")
+    scaled_image = keras.Input(scaled.shape[1:], dtype=scaled.dtype, name=_free("scaled_image", taken))
     try:
         if opened:
             found = endpoints.outputs(backbone.model, scaled_image, opened, layer_for)
-            network = keras.Model(scaled_image, found, name=backbone.model.name)
+            network = keras.Model(scaled_image, found)
         else:
             network = keras.models.clone_model(
                 backbone.model, input_tensors=scaled_image, clone_function=layer_for, recursive=True
@@ -92,9 +93,7 @@ def apply_patches(
     except (errors.PatchError, errors.ConfigError):
         raise
     except ValueError as e:
-        raise errors.ConfigError(
-            f"{backbone.name} does not work at image size {height}x{width}: {str(e).strip().splitlines()[0]}"
-        ) from e
+        raise errors.ConfigError(f"{backbone.name} does not work at image size {height}x{width}: {errors.reason(e)}") from e
     for operation in network.operations:  # some versions of Keras let a layer put out nothing
         sides = [side for output in keras.tree.flatten(operation.output) for side in output.shape[1:]]
         if any(side is not None and side <= 0 for side in sides):
@@ -106,14 +105,20 @@ def apply_patches(
     maps = network(scaled)
     maps = dict(maps) if opened else {FEATURES: maps}
     read = [maps[endpoint] for endpoint in head.endpoints]
+    dropped = []
     if dropout:
         names = ["head_dropout", *(f"head_dropout_{number}" for number in range(1, len(read)))]
-        read = [keras.layers.Dropout(dropout, name=n)(x) for n, x in zip(names, read, strict=True)]
+        dropped = [keras.layers.Dropout(dropout, name=n) for n in names]
+        read = [layer(x) for layer, x in zip(dropped, read, strict=True)]
     outputs = last(read if len(read) > 1 else read[0])
+    named = list(outputs) if isinstance(outputs, dict) else [LOGITS]
+    network.name = _free(
+        backbone.model.name, {image.name, "input_scaling", last.name, *named, *(one.name for one in dropped)}
+    )
     if isinstance(outputs, dict):
         outputs = {n: keras.layers.Activation("linear", dtype="float32", name=n)(x) for n, x in outputs.items()}
     else:
-        outputs = keras.layers.Activation("linear", dtype="float32", name="logits")(outputs)
+        outputs = keras.layers.Activation("linear", dtype="float32", name=LOGITS)(outputs)
     model = keras.Model(image, outputs, name=name)
     backbone.set_trainable(shared_trained)
 
@@ -123,6 +128,10 @@ def apply_patches(
             listed.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), (site, (), {}))[1])
     listed.add_head(last, mode)
     listed.add_rest(model)
+    moved = {id(p.variable) for p in listed.parameters if p.role == STATISTICS}
+    for site in backbone.sites:
+        if id(site.layer) in made:
+            moving_state.check(site.name, made[id(site.layer)], moved)
     patched = PatchedModel(
         model,
         tuple(listed.parameters),
@@ -137,6 +146,13 @@ def apply_patches(
     _warn_of_large_patches(backbone, patched)
     warn_of_kinds(patched)
     return patched
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or one that is not taken yet."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def warn_of_kinds(patched: PatchedModel) -> None:

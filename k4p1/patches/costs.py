@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 
@@ -35,14 +35,14 @@ class TaskCosts:
     added_folded: int | None
 
 
-def task_costs(patched: PatchedModel) -> TaskCosts:
-    """The costs of a task model, its folded copy built and counted."""
+def task_costs(patched: PatchedModel, folded: keras.Model | None = None) -> TaskCosts:
+    """The costs of a task model and of its folded copy, which is built where it is not given."""
     base = multiply_adds(patched.model, patches=False)
     return TaskCosts(
         private_bits=private_bits(patched),
         multiply_adds=base,
         added_unfolded=multiply_adds(patched.model) - base,
-        added_folded=multiply_adds(fold(patched.model)) - base,
+        added_folded=multiply_adds(folded or fold(patched.model)) - base,
     )
 
 
@@ -88,8 +88,20 @@ def _calls(model: keras.Model) -> Iterable[tuple[keras.layers.Layer, int]]:
             called.append((operation, math.prod(shape[1:] if first else shape[:-1])))
 
     image = keras.KerasTensor((1, *model.inputs[0].shape[1:]), dtype=model.inputs[0].dtype)
-    endpoints.run_through(model, image, lambda operation: operation.compute_output_spec, look)
+    endpoints.run_through(model, image, _output_of, look)
     return called
+
+
+def _output_of(operation: keras.Operation) -> Callable:
+    """What an operation puts out, every size of it known: some layers leave sizes open that their call would give."""
+
+    def output(*args, **kwargs):
+        found = operation.compute_output_spec(*args, **kwargs)
+        if any(None in one.shape for one in keras.tree.flatten(found)):
+            found = keras.Operation.compute_output_spec(operation, *args, **kwargs)
+        return found
+
+    return output
 
 
 def _of_layer(layer: keras.layers.Layer, positions: int, patches: bool) -> int:

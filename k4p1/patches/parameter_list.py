@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from k4p1.backbones.backbone import learned_variables, variable_key
+from k4p1.backbones.backbone import learned_variables
 from k4p1.backbones.site import LayerSite
+from k4p1.backbones.variable_keys import variable_keys
+from k4p1.backbones.view import normalisations
 from k4p1.patches.kind import PatchKind
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable
 from k4p1.patches.patched_model import FACTORS, PRIVATE, SHARED, Parameter
@@ -47,36 +49,39 @@ class ParameterList:
             self._add(key, private.variable, PRIVATE, private.kind, private.role, private.storage)
             if private.role == STATISTICS:
                 kind = next(k for k in kinds if k.name == private.kind)
-                self.momentum[key] = kind.momentum
+                inside = None if isinstance(used, PatchedLayer) else moving_statistics(used)[id(private.variable)]
+                self.momentum[key] = kind.momentum if inside is None else inside.momentum
                 if kind.recalibrate:
                     self.recalibrated.add(key)
         still_used = {id(v) for v in used.variables}
         is_patched = isinstance(used, PatchedLayer)
-        learned = learned_variables(site.layer)
+        learned, moving, keys = learned_variables(site.layer), moving_statistics(site.layer), variable_keys(site.layer)
         for variable in site.layer.variables:
             if id(variable) not in still_used:
                 continue
-            key = f"{site.name}/{variable_key(variable, site.layer)}"
-            role = _shared_role(variable, self.shared_trained, id(variable) in learned)
+            key = f"{site.name}/{keys[id(variable)]}"
+            role = _role(variable, id(variable) in learned, moving)
+            role = FIXED if role in (TRAINED, STATISTICS) and not self.shared_trained else role
             if is_patched and isinstance(site.layer, keras.layers.BatchNormalization):
                 role = FIXED  # frozen statistics, or frozen scale and bias: the backbone's, always
             self._add(key, variable, SHARED, "backbone", role)
             if role == STATISTICS:
-                self.momentum[key] = site.layer.momentum
+                self.momentum[key] = moving[id(variable)].momentum
 
     def add_head(self, head: keras.layers.Layer, mode: str) -> None:
         """Adds the variables of the head: `trained`, `random` or `shared`."""
         head.trainable = mode == "trained" or (mode == "shared" and self.shared_trained)
+        statistics, learned = moving_statistics(head), learned_variables(head)
         for variable in head.variables:
             if not keras.backend.is_float_dtype(variable.dtype):
                 continue  # the seed of a dropout
-            name, moving = name_in(head, variable), _normalisation_of(head, variable)
+            name = name_in(head, variable)
             is_trained = self.shared_trained if mode == "shared" else mode == "trained"
-            role = (STATISTICS if moving else TRAINED if _is_learned(head, variable) else FIXED) if is_trained else FIXED
+            role = _role(variable, id(variable) in learned, statistics) if is_trained else FIXED
             key = f"head/{name}" if mode == "shared" else f"head/head/{name}"
             self._add(key, variable, SHARED if mode == "shared" else PRIVATE, "head", role)
             if role == STATISTICS:
-                self.momentum[key] = moving.momentum
+                self.momentum[key] = statistics[id(variable)].momentum
                 if mode != "shared":
                     self.recalibrated.add(key)
 
@@ -91,11 +96,16 @@ def _private(used: keras.layers.Layer, kinds: Sequence[PatchKind]) -> list[Priva
         return used.private_variables()
     if not kinds:
         return []
-    owned = []
-    for variable in used.variables:
-        role = TRAINED if variable.trainable else _untrained_role(variable)
-        owned.append(PrivateVariable(kinds[0].name, variable_key(variable, used), variable, role))
-    return owned
+    keys, learned, moving = variable_keys(used), learned_variables(used), moving_statistics(used)
+    return [
+        PrivateVariable(kinds[0].name, keys[id(variable)], variable, _role(variable, id(variable) in learned, moving))
+        for variable in used.variables
+    ]
+
+
+def moving_statistics(layer: keras.Operation) -> dict[int, keras.layers.BatchNormalization]:
+    """The batch normalisation, of those that a layer consists of, whose moving statistic a variable is, by its id."""
+    return {id(v): one for one in normalisations(layer) for v in (one.moving_mean, one.moving_variance)}
 
 
 def name_in(head: keras.layers.Layer, variable: keras.Variable) -> str:
@@ -109,30 +119,10 @@ def name_in(head: keras.layers.Layer, variable: keras.Variable) -> str:
     return variable.path
 
 
-def _is_learned(head: keras.layers.Layer, variable: keras.Variable) -> bool:
-    return id(variable) in learned_variables(head)
-
-
-def _normalisation_of(head: keras.layers.Layer, variable: keras.Variable) -> keras.layers.BatchNormalization | None:
-    """The batch normalisation inside the head whose moving statistic a variable is."""
-    for layer in head._flatten_layers():
-        is_normalisation = isinstance(layer, keras.layers.BatchNormalization)
-        if is_normalisation and any(variable is moving for moving in (layer.moving_mean, layer.moving_variance)):
-            return layer
-    return None
-
-
-def _shared_role(variable: keras.Variable, shared_trained: bool, learned: bool) -> str:
+def _role(variable: keras.Variable, learned: bool, moving: Mapping[int, keras.layers.BatchNormalization]) -> str:
+    """What a variable is where its layer is trained."""
     if not keras.backend.is_float_dtype(variable.dtype):
         return RANDOM
-    if not shared_trained:
-        return FIXED
-    if learned:
-        return TRAINED
-    return STATISTICS if variable.name.startswith("moving_") else FIXED
-
-
-def _untrained_role(variable: keras.Variable) -> str:
-    if not keras.backend.is_float_dtype(variable.dtype):
-        return RANDOM
-    return STATISTICS if variable.name.startswith("moving_") else FIXED
+    if id(variable) in moving:
+        return STATISTICS
+    return TRAINED if learned else FIXED

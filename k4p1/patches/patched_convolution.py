@@ -44,6 +44,8 @@ def linear_output(layer: keras.layers.Layer, inputs, kernel):
         return ops.depthwise_conv(inputs, kernel, **how)
     if isinstance(layer, keras.layers.SeparableConv2D):
         return ops.separable_conv(inputs, kernel, layer.pointwise_kernel, **how)
+    if layer.padding == "causal":  # of Conv1D alone: an output sees no later input
+        inputs, how["padding"] = ops.pad(inputs, layer._compute_causal_padding()), "valid"
     return ops.conv(inputs, kernel, **{**how, "strides": list(layer.strides)})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import keras
 
 from k4p1 import errors
+from k4p1.backbones.view import view
 from k4p1.patches.bit_packing import BitPacking
 
 TRAINED = "trained"
@@ -37,32 +38,38 @@ class PrivateVariable:
     storage: BitPacking | None = None
 
 
-def view(layer: keras.layers.Layer, batch_normalise: bool) -> keras.layers.Layer:
-    """The same layer for another model: it has the variables of `layer`, and nodes of its own.
-
-    Args:
-      layer: a built layer.
-      batch_normalise: whether a BatchNormalization follows `training=` (True), or always uses its moving statistics.
-    """
-    twin = object.__new__(type(layer))
-    bound_to_original = ("build", "quantize")  # wrapped by Keras for one object; a built layer needs neither
-    twin.__dict__.update({k: v for k, v in layer.__dict__.items() if k not in bound_to_original})
-    twin.__dict__.update(_inbound_nodes=[], _outbound_nodes=[], _trainable=batch_normalise)
-    return twin
-
-
 def private_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A new layer of the same configuration and values that shares nothing with `layer`."""
     if not isinstance(layer, keras.layers.Layer):  # an operation such as the `+` of `x + y`: it owns nothing
         return view(layer, True)
     copy = type(layer).from_config(layer.get_config())
     copy.build_from_config(layer.get_build_config())
+    if len(copy.variables) != len(layer.variables):  # its sublayers are built when it is called
+        _call_as(copy, layer)
+    if [v.shape for v in copy.variables] != [v.shape for v in layer.variables]:
+        raise errors.PatchError(
+            f"{type(layer).__name__} '{layer.name}' cannot be copied: built again from its configuration it has other "
+            "variables; get_config must return every argument, and build must build the sublayers"
+        )
     for mine, theirs in zip(copy.variables, layer.variables, strict=True):
         mine.assign(theirs)
     if isinstance(copy, keras.layers.Normalization):
         copy.finalize_state()
     copy.trainable = True
     return copy
+
+
+def _call_as(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
+    """Calls a layer on inputs such as another one was called on."""
+    arguments = layer._inbound_nodes[0].arguments
+
+    def placeholder(value):
+        is_tensor = isinstance(value, keras.KerasTensor)
+        return keras.Input(batch_shape=value.shape, dtype=value.dtype) if is_tensor else value
+
+    args, kwargs = keras.tree.map_structure(placeholder, (tuple(arguments.args), dict(arguments.kwargs)))
+    copy(*args, **kwargs)
+    copy.__dict__.update(_inbound_nodes=[], _outbound_nodes=[])
 
 
 def copy_of(variable: keras.Variable) -> Callable:

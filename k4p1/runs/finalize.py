@@ -16,11 +16,13 @@ from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
 from k4p1.patches import costs, factor_file, patch_file
 from k4p1.patches.apply import apply_patches, warn_of_kinds
+from k4p1.patches.costs import TaskCosts
 from k4p1.patches.patched_layer import FIXED, TRAINED
 from k4p1.patches.patched_model import PRIVATE, SHARED, PatchedModel
 from k4p1.patches.task_head import DEFAULT_OBJECTIVE
 from k4p1.runs.evaluate import evaluate
 from k4p1.runs.model_dir import ModelDir
+from k4p1.runs.preflight import counted
 from k4p1.runs.warm_start import model_dir_of
 from k4p1.tasks import objectives
 from k4p1.tasks.distillation import Lesson
@@ -43,6 +45,7 @@ def finalize(
     skipped: Mapping[str, int],
     evaluated: Sequence[str],
     seed: int,
+    counts: Mapping[str, TaskCosts],
 ) -> dict[str, Any]:
     """Evaluates every task, writes backbone, heads, factors and patches, and returns what `result.json` holds.
 
@@ -54,6 +57,7 @@ def finalize(
       skipped: corrupt images met in training, by task.
       evaluated: splits.
       seed: of the run.
+      counts: costs of the tasks by name.
     """
     if folder is not None:
         backbone_files.save(backbone, folder.backbone)
@@ -72,7 +76,12 @@ def finalize(
         warn_of_kinds(task.patched)
         evaluator = Evaluator(PureTask(task.name, task.patched, groups), task.metrics)
         metric = task.task.metrics[0]
-        entry = {"steps": task.steps, **described(task.patched), "patch_bytes": None, f"validation_{metric}": None}
+        entry = {
+            "steps": task.steps,
+            **described(task.patched, counts[task.name]),
+            "patch_bytes": None,
+            f"validation_{metric}": None,
+        }
         entry["metric"] = metric
         entry["skipped_images"] = _skipped(task) if skipped.get(task.name) else 0
         for split in evaluated:
@@ -117,14 +126,9 @@ def _keep_old_task(lesson: Lesson, backbone: Backbone, folder: ModelDir | None, 
     return entry
 
 
-def described(patched: PatchedModel) -> dict[str, Any]:
-    """Parameters and costs of a task as plain values; see `k4p1.patches.costs`."""
-    try:
-        cost = costs.task_costs(patched)
-    except Exception as e:  # counting is no reason to lose a trained task
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-        errors.warn(f"task '{patched.model.name}': its costs cannot be counted ({reason})")
-        cost = costs.TaskCosts(costs.private_bits(patched), None, None, None)
+def described(patched: PatchedModel, cost: TaskCosts | None = None) -> dict[str, Any]:
+    """Parameters and costs of a task as plain values; the costs are counted where they are not given."""
+    cost = cost or counted(patched)
     return {
         "patch": str(patched.spec),
         "private_parameters": patched.count(PRIVATE, TRAINED, FIXED),

@@ -24,6 +24,7 @@ from k4p1.runs import tables
 from k4p1.runs.description import describe
 from k4p1.runs.finalize import finalize, recalibrate
 from k4p1.runs.model_dir import ModelDir
+from k4p1.runs.preflight import preflight
 from k4p1.runs.settings import RunSettings
 from k4p1.runs.training import TrainingPlace, train
 from k4p1.runs.warm_start import read_teachers, read_warm_starts
@@ -80,8 +81,10 @@ def _run(
         # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
         hold = _Hold(held, folder)
         cluster = _connect(role, backbone, tasks, folder, settings, hold) if role is not None else None
-        # 2. The backbone, the data and models of the tasks, and the rules by which parameters are updated.
+        # 2. The backbone, the data and models of the tasks, and the rules by which parameters are updated. What files and
+        # exports need is tried here, before the first step.
         backbone, prepared, rules = _prepare(backbone, tasks, shared_trained, settings)
+        counts = preflight(backbone, prepared)
         texts = settings.texts()
         # 3. The folder, if it is this run's.
         run_hash = ""
@@ -103,7 +106,8 @@ def _run(
         write_back(trained.groups, trained.vectors)
         recalibrate(prepared, settings.recalibration_batches)
         splits = ("test",) if settings.refit else ("validation", "test")  # a refit has trained on validation images
-        result = finalize(backbone, prepared, folder, shared_trained, trained.progress.skipped, splits, settings.seed)
+        skipped = trained.progress.skipped
+        result = finalize(backbone, prepared, folder, shared_trained, skipped, splits, settings.seed, counts)
         if trained.step_counts is not None:
             result["cluster"] = trained.step_counts.as_json()
         if folder is not None:
@@ -143,6 +147,7 @@ def _prepare(
 
 def _dry_run(backbone, tasks: Sequence[Task], shared_trained: bool, settings: RunSettings) -> RunResult:
     backbone, prepared, rules = _prepare(backbone, tasks, shared_trained, settings)
+    preflight(backbone, prepared)
     settings.texts()
     tables.print_parameters(prepared)
     trained = train(prepared, rules, settings, TrainingPlace(), stop_after=len(prepared))

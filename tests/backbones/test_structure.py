@@ -35,6 +35,10 @@ def used_twice(combine):
 PAIRS = {
     "operands": (lambda x: 1.0 - x, lambda x: x - 1.0),
     "power": (lambda x: x**2.0, lambda x: 2.0**x),
+    "casts": (
+        lambda x: ops.cast(ops.cast(9.0 * x, "int32"), "float32"),
+        lambda x: ops.cast(ops.cast(9.0 * x, "float32"), "float32"),
+    ),
     "constants": (lambda x: x * np.ones(4, "float32"), lambda x: x * np.full(4, 2.0, "float32")),
     "slices": (lambda x: x[:, ::2], lambda x: x[:, 1::2]),
     "order of a concatenation": (
