@@ -1,5 +1,6 @@
 """Describes a file or folder of k4p1: what it is, parameters, bytes, fingerprint."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 

@@ -120,17 +120,18 @@ class PatchSet:
         if len(images) != len(tasks):
             raise errors.ConfigError(f"mixed: {len(images)} images and {len(tasks)} task names; expected one name per image")
         groups: dict[tuple[int, int], list[int]] = {}
-        for number, name in enumerate(tasks):
-            groups.setdefault(self._get(name).image_size, []).append(number)
+        for place, name in enumerate(tasks):
+            size, shape = self._get(name).image_size, tuple(np.shape(images[place]))
+            if shape != (*size, 3):
+                raise errors.ConfigError(f"image {place} is {shape}; task '{name}' expects {(*size, 3)}")
+            groups.setdefault(size, []).append(place)
         logits: list = [None] * len(tasks)
-        for size, numbers in groups.items():
-            model = self._mixed_model(size, [tasks[number] for number in numbers])
-            for number in numbers:
-                if (shape := tuple(np.shape(images[number]))) != (*size, 3):
-                    raise errors.ConfigError(f"image {number} is {shape}; task '{tasks[number]}' expects {(*size, 3)}")
-            batch = np.stack([np.asarray(images[number], np.float32) for number in numbers])
-            for number, row in zip(numbers, model(batch, [tasks[number] for number in numbers]), strict=True):
-                logits[number] = row[: len(self.labels(tasks[number]))]
+        for size, places in groups.items():
+            names = [tasks[place] for place in places]
+            batch = np.stack([np.asarray(images[place], np.float32) for place in places])
+            rows = self._mixed_model(size, names)(batch, names)
+            for place, name, row in zip(places, names, rows, strict=True):
+                logits[place] = row[: len(self.labels(name))]
         return logits
 
     def _mixed_model(self, size: tuple[int, int], tasks: Sequence[str]) -> MixedModel:
