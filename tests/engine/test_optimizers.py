@@ -84,7 +84,7 @@ def test_decay_by_size_shrinks_an_adapter_that_learns_nothing_to_a_percent():
     """RA, section 4.1, for Aircraft: 3,334 images in batches of 128, 120 epochs, SGD with momentum 0.9, decay 0.002.
 
     Under a zero gradient alpha falls by `0.1 * 0.002 / (1 - 0.9)` a step, until the rate does. Outside the gradient, in the
-    manner of AdamW, a third of it would be left.
+    manner of AdamW, two thirds of it would be left.
     """
     steps, decay = 120 * 3334 // 128, shrinkage(3334)
     schedule, optimizer = schedules.Steps(at=(80, 100), of=120), optimizers.SGD(momentum=0.9)

@@ -1,5 +1,6 @@
 """The comparison of methods: what a run measures, which runs are repeated, the tables, mistakes."""
 
+import itertools
 import json
 import pathlib
 import shlex
@@ -12,7 +13,7 @@ import tensorflow_datasets as tfds
 
 import k4p1
 from k4p1 import backbones, errors
-from k4p1.cli import main
+from k4p1.cli import gin_config, main
 from k4p1.studies import mask_rates
 from k4p1.studies import method_table as study
 from tests.data.test_tfds_source import prepare
@@ -247,9 +248,14 @@ def test_the_commands_of_the_documentation_are_understood(monkeypatch):
     monkeypatch.setattr(study, "method_table", lambda **arguments: calls.append(arguments) or [])
     monkeypatch.setattr(mask_rates, "mask_rates", lambda **arguments: calls.append(arguments) or [])
     for line in lines:
-        if line.startswith("k4p1 "):
+        if line.startswith(("k4p1 method_table ", "k4p1 mask_rates ")):
             assert main.main(shlex.split(line)[1:]) == 0, line
-    everything, three_seeds, other_rates, masks = calls
+        elif line.startswith("k4p1 "):
+            words = shlex.split(line)
+            bindings = [after for word, after in itertools.pairwise(words) if word == "--gin_bindings"]
+            assert gin_config.load([words[words.index("--gin_file") + 1]], bindings), line
+    everything, three_seeds, one_score_rate, other_rates, masks = calls
+    assert (one_score_rate["methods"], one_score_rate["mask_rate"]) == (["mask, BN private"], 1e-4)
     assert (everything["tasks"], everything["methods"]) == (tuple(study.STEPS), tuple(study.METHODS)[:9])
     assert (three_seeds["tasks"], three_seeds["seeds"], three_seeds["steps_scale"]) == (["signdigits"], [1, 2, 3], 0.25)
     assert (other_rates["methods"], other_rates["rates"]) == (["series_adapter", "full"], [0.003])
