@@ -88,7 +88,11 @@ def names(small: bool) -> list[str]:
 
 
 def tried(name: str) -> dict[str, str]:
-    """What became of a network, tried in two fresh processes: one that trains, one that loads."""
+    """What became of a network, tried in two fresh processes, one that trains, one that loads; refusals need none."""
+    from tests.networks import user_models
+
+    if name in user_models.REFUSED:
+        return refusal(name)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="zoo-"))
     try:
         found = {}
@@ -113,26 +117,32 @@ def network(name: str):
     return lambda: k4p1.application(name), {**SMALL, **LARGE}[name]
 
 
+def refusal(name: str) -> dict[str, str]:
+    """What k4p1 says to a network that it refuses."""
+    import k4p1
+    from tests.networks import user_models
+
+    make, says = user_models.REFUSED[name]
+    try:
+        backbone = k4p1.backbone_from_model(make(), scaling="unit")
+        k4p1.apply_patches(backbone, "head", classes=3, image_size=user_models.SIDE)
+    except k4p1.errors.ConfigError as e:
+        return {"refused": str(e) if says in str(e) else f"FAILS: another message: {e}"}
+    return {"refused": "FAILS: accepted"}
+
+
 def train(name: str, folder: pathlib.Path) -> dict:
     """The first process: trains, and writes files."""
     import k4p1
-    from tests.networks import trial, user_models
+    from tests.networks import trial
 
-    if name in user_models.REFUSED:
-        make, says = user_models.REFUSED[name]
-        try:
-            backbone = k4p1.backbone_from_model(make(), scaling="unit")
-            k4p1.apply_patches(backbone, "head", classes=3, image_size=user_models.SIDE)
-        except k4p1.errors.ConfigError as e:
-            return {"refused": str(e) if says in str(e) else f"FAILS: another message: {e}"}
-        return {"refused": "FAILS: accepted"}
     make, side = network(name)
     start = time.perf_counter()
     try:
         backbone = make()
     except Exception as e:
         return {"build": f"FAILS: {type(e).__name__}: {k4p1.errors.reason(e)}"}
-    found = {"parameters": sum(v.size for v in backbone.tensors().values()), "build_s": time.perf_counter() - start}
+    found = {"parameters": sum(int(v.size) for v in backbone.tensors().values()), "build_s": time.perf_counter() - start}
     start = time.perf_counter()
     k4p1.apply_patches(backbone, "head", classes=3, image_size=side)
     found["patch_s"] = time.perf_counter() - start
@@ -203,6 +213,12 @@ def page(results: dict[str, dict]) -> str:
         for n in sorted(timed, key=lambda n: -results[n]["parameters"])
     ]
     listed_notes = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    missing = [f"`{name}`" for name in names(small=False) if name not in results]
+    if missing:
+        listed_notes += [
+            "",
+            f"Not tried in the runs behind this page (the command above goes on with them): {', '.join(missing)}.",
+        ]
     parts = [_HEAD, *of_keras, _USERS, *of_users, _NOTES, *listed_notes, _REFUSED, *refusals, _TIMES, *times]
     return "\n".join(parts) + "\n"
 
