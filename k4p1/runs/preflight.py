@@ -12,6 +12,7 @@ from k4p1.data import preprocessing
 from k4p1.patches import costs
 from k4p1.patches.costs import TaskCosts
 from k4p1.patches.fold import fold
+from k4p1.patches.inference import inference_model
 from k4p1.patches.patched_model import LOGITS, PatchedModel
 from k4p1.tasks import objectives
 from k4p1.tasks.objectives import Objective
@@ -52,7 +53,7 @@ def counted(patched: PatchedModel, folded: keras.Model | None = None) -> TaskCos
 def _tried(name: str, patched: PatchedModel, objective: Objective) -> TaskCosts:
     try:
         folded = fold(patched.model)
-        _trace(folded, patched.image_size, objective)
+        _trace(inference_model(patched.model).model, patched.image_size, objective)
     except errors.K4p1Error:
         raise
     except Exception as e:  # TensorFlow and Keras raise many kinds
