@@ -27,6 +27,7 @@ _CONFIGURABLES = {
     "application": backbones.application,
     "load_backbone": backbones.load,
     "resnet26": backbones.resnet26,
+    "resnet34": backbones.resnet34,
     "cifar_resnet": backbones.cifar_resnet,
     "wide_resnet": backbones.wide_resnet,
     "vgg16_bn": backbones.vgg16_bn,

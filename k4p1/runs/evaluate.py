@@ -12,7 +12,7 @@ from k4p1.engine.groups import plan_groups
 from k4p1.engine.pure import PureTask
 from k4p1.patches import patch_file
 from k4p1.runs.model_dir import ModelDir
-from k4p1.tasks import distillation, objectives
+from k4p1.tasks import attached_terms, objectives
 from k4p1.tasks.loss import TaskLoss
 
 
@@ -54,7 +54,7 @@ def evaluate(
         objective = objectives.find(info.objective)
         targets = objective.targets(source.labels)
         pipeline = Pipeline(source, splits, patched.image_size, definition.batch_size, targets, cache=False)
-        own_terms = [term for term in definition.terms if term.name != distillation.NAME]  # teachers only help in training
+        own_terms = [term for term in definition.terms if term.name not in attached_terms.OPTIONS]  # only help in training
         loss = TaskLoss(own_terms, objective).metrics() if own_terms else {}
         evaluator = Evaluator(PureTask(name, patched, groups), {**objective.measured(definition.metrics), **loss})
         found[name] = evaluator({group.name: group.initial() for group in groups}, pipeline.sequential(split))
