@@ -1,9 +1,9 @@
 """Blocks of a network: the stretches between tensors through which everything passes.
 
 With nodes x_0, ..., x_L, block i computes x_i = activation(G_i(x_{i-1})): x_0 is what the stem puts out, x_L the last
-feature map (NT, section 3.1). G_i ends at a sum, or at a linear normalisation; what follows it at once, such as a ReLU, is the
-activation. Blocks are read from the structure of residual networks (He et al. 2016), with their activation behind the sum or
-at the beginning of the next block, and of inverted residuals (MobileNetV2), or from names.
+feature map (NT, section 3.1). G_i ends at a sum, or at a linear normalisation; what follows it at once, such as a ReLU, is
+the activation. Blocks are read from the structure of residual networks (He et al. 2016), with their activation behind the
+sum or at the beginning of the next block, and of inverted residuals (MobileNetV2), or from names.
 """
 
 import dataclasses
@@ -158,8 +158,8 @@ class _Graph:
             if place not in self.cuts:
                 some = ", ".join(self._name(cut) for cut in self.cuts[:12])
                 raise errors.PatchError(
-                    f"blocks={pattern}: other ways pass by '{self._name(place)}'; a block ends where everything passes, such "
-                    f"as {some}"
+                    f"blocks={pattern}: other ways pass by '{self._name(place)}'; a block ends where everything passes, "
+                    f"such as {some}"
                 )
         blocks = []
         for source, node in itertools.pairwise(matching):

@@ -9,7 +9,8 @@ import gin
 from k4p1 import backbones, engine, errors
 from k4p1.cli import gin_files
 from k4p1.engine import optimizers, schedules
-from k4p1.methods import decathlon, finetune, packnet, train
+from k4p1.methods import decathlon, finetune, nettailor, packnet, train
+from k4p1.runs import stages
 from k4p1.tasks import Task
 
 _MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
@@ -21,6 +22,8 @@ _CONFIGURABLES = {
     "finetune": finetune.finetune,
     "decathlon": decathlon.decathlon,
     "packnet": packnet.packnet,
+    "nettailor": nettailor.nettailor,
+    "Phase": stages.Phase,
     "Task": Task,
     "mobilenet_v2": backbones.mobilenet_v2,
     "inception_v3": backbones.inception_v3,

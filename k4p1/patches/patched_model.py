@@ -87,8 +87,8 @@ class PatchedModel:
       endpoints: the backbone's outputs in this model by name, before the head.
       head_endpoints: those that the head reads.
       extra_outputs: further outputs of the model's graph, by name, that only training needs.
-      observers: other models that look at the same images in training and learn nothing, by the name of their output; several outputs
-        of one have names behind it, `name/output`.
+      observers: other models that look at the same images in training and learn nothing, by the name of their output;
+        several outputs of one have names behind it, `name/output`.
       rewiring: how a kind changed the graph of the network, or None.
     """
 

@@ -56,7 +56,7 @@ class ComplexityTerm:
         return tf.fill(tf.shape(batch["weight"]), tf.cast(value, tf.float32))
 
     def metrics(self) -> dict[str, PerExample]:
-        """The attention of every live path, for curves and pictures: `attention_<node>_main`, `attention_<node>_<source>`."""
+        """The attention of every live path, for curves: `attention_<node>_main`, `attention_<node>_<source>`."""
         return {
             attention_metric(path): PerExample(_one(_attention(node), rank), larger_is_better=False)
             for node, into in self.network.into.items()
@@ -154,7 +154,8 @@ def attach_blocks(
     if tuple(labels) != teacher.labels:
         raise errors.ConfigError(
             f"task '{task}' has {len(labels)} labels ({', '.join(labels[:3])}, ...), its teacher '{teacher.task}' "
-            f"{len(teacher.labels)} ({', '.join(teacher.labels[:3])}, ...); block_distillation needs a teacher of the same task"
+            f"{len(teacher.labels)} ({', '.join(teacher.labels[:3])}, ...); block_distillation needs a teacher of the "
+            "same task"
         )
     observed = f"teacher_{number}"
     nodes = {node: network.blocks[node - 1].node for node in network.into}
@@ -163,8 +164,8 @@ def attach_blocks(
         mine, theirs = (tuple(one.shape[1:]) for one in (network.nodes[node], watcher.output[_node(node)]))
         if mine != theirs:
             raise errors.ConfigError(
-                f"task '{task}': node {node} of its network is {mine}, of its teacher's '{teacher.task}' {theirs}; the teacher "
-                "must be trained on the same backbone"
+                f"task '{task}': node {node} of its network is {mine}, of its teacher's '{teacher.task}' {theirs}; the "
+                "teacher must be trained on the same backbone"
             )
     tensors = {n: network.local(n) if gradient == "local" else network.nodes[n] for n in nodes}
     fixed = [

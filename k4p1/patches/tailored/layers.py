@@ -1,5 +1,7 @@
 """The layers that a tailored task owns: pooling and convolution of a proxy, and the sum of paths by attention."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import ops
@@ -37,8 +39,11 @@ class ProxyPooling(keras.layers.Layer):
 class ProxyConvolution(own_layer.OwnLayer):
     """`BN(x * f)` with a 1x1 convolution f without bias, and a ReLU behind it where asked (NT, section 3.3).
 
-    `A(x) = BN(Conv1x1(Pool(x)))` is a basic proxy; the bottleneck form has two of these, the first of few channels and with a
-    ReLU. f starts at N(0, 0.01), gamma at 1, beta at 0. In training the statistics are those of the batch.
+    `A(x) = BN(Conv1x1(Pool(x)))` is a basic proxy; the bottleneck form has two of these, the first of few channels and with
+    a ReLU. f starts at N(0, 0.01), gamma at 1, beta at 0. In training the statistics are those of the batch.
+
+    Attributes:
+      attention_of_path: gives a of the path that it ends, which its folded layer holds; set where the paths meet.
 
     Args:
       filters: channels put out.
@@ -55,7 +60,7 @@ class ProxyConvolution(own_layer.OwnLayer):
     def __init__(self, filters, relu=False, momentum=0.9, recalibrated=True, seed=0, **kwargs):
         super().__init__(**kwargs)
         self.filters, self.relu, self.momentum, self.recalibrated, self.seed = filters, relu, momentum, recalibrated, seed
-        self.__dict__["gate"] = None
+        self.attention_of_path: Callable[[], float] = lambda: 1.0
 
     def build(self, input_shape):
         start = keras.initializers.RandomNormal(stddev=0.01, seed=self.seed)
@@ -100,10 +105,7 @@ class ProxyConvolution(own_layer.OwnLayer):
 
     def folded(self):
         """`W' = a gamma / sd W`, `b' = a (beta - gamma mean / sd)`, a the attention of the path, 1 before a ReLU."""
-        attention = 1.0
-        if self.gate is not None:
-            mixing, rank = self.gate
-            attention = mixing.weights_now()[rank]
+        attention = self.attention_of_path()
         gamma, beta, mean, variance = (
             np.asarray(ops.convert_to_numpy(v), np.float64)
             for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
@@ -153,7 +155,9 @@ class Mixing(own_layer.OwnLayer):
         pass
 
     def call(self, inputs):
-        a = ops.softmax(ops.convert_to_tensor(self.attention))
+        w = ops.convert_to_tensor(self.attention)
+        exponents = ops.exp(w - ops.max(w))
+        a = exponents / ops.sum(exponents)
         weights = ops.unstack(ops.cast(a, self.compute_dtype), self.paths)
         z = weights[0] * inputs[0]
         for weight, x in zip(weights[1:], inputs[1:], strict=True):

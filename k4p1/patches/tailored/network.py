@@ -1,5 +1,6 @@
 """The graph of a tailored network: blocks of the backbone, proxies beside them, sums by attention (NT, section 3.3)."""
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -161,7 +162,8 @@ class TailoredNetwork(rewiring.Rewiring):
         self.layers[name] = mixing
         for rank, path in enumerate(into):
             if not path.is_main:
-                self.layers[f"proxy_{path.source}_{node}"].__dict__["gate"] = (mixing, rank)
+                ends = self.layers[f"proxy_{path.source}_{node}"]
+                ends.attention_of_path = functools.partial(_attention_of, mixing, rank)
         return mixing(ways)
 
     def _proxied(
@@ -229,6 +231,10 @@ class TailoredNetwork(rewiring.Rewiring):
             part.predict_on_batch(x)
             times.append(1e3 * (time.perf_counter() - start))
         return float(np.median(times))
+
+
+def _attention_of(mixing: layers.Mixing, rank: int) -> float:
+    return float(mixing.weights_now()[rank])
 
 
 def _checked(name: str, output: keras.KerasTensor) -> keras.KerasTensor:

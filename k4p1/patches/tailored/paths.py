@@ -61,8 +61,8 @@ def live(paths: Iterable[Path], blocks: int) -> tuple[Path, ...]:
     if blocks not in reached:
         cut = next(node for node in range(1, blocks + 1) if not any(n in reached for n in range(node, blocks + 1)))
         raise errors.PatchError(
-            f"no way is left from the stem to the head: nothing leads to node {cut} or behind it; keep more blocks, or lower "
-            "the threshold of proxies"
+            f"no way is left from the stem to the head: nothing leads to node {cut} or behind it; keep more blocks, or "
+            "lower the threshold of proxies"
         )
     needed = {blocks}
     for path in reversed(kept):
