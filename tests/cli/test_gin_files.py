@@ -36,6 +36,15 @@ SMALLER = {
     ],
     "decathlon_small": ["depth = 8", "batch_size = 8"],
     "packnet": ["depth = 8", "batch_size = 8"],
+    "nettailor": ["depth = 8", "remove = [1]"],
+    "nettailor_svhn": [
+        "data = 'embedded/digits'",
+        "weights = None",
+        "image_size = 32",
+        "remove = [1]",
+        "nettailor.backbone = @cifar_resnet",
+        "cifar_resnet.depth = 8",
+    ],
     "decathlon": [
         "backbone = @two_layers",
         "weights = None",
@@ -57,6 +66,8 @@ TASKS = {
     "finetune": ["task"],
     "decathlon_small": ["digits", "parity"],
     "packnet": ["digits", "parity"],
+    "nettailor": ["digits"],
+    "nettailor_svhn": ["svhn"],
     "decathlon": list(FINETUNING),
     "k4p1_table4": ["imagenet", "places365"],
     "k4p1_table5": ["r96", "r128", "r160", "r192", "r224"],
@@ -74,10 +85,19 @@ COMMANDS = {
     "decathlon": "decathlon",
     "decathlon_small": "decathlon",
     "packnet": "packnet",
+    "nettailor": "nettailor",
+    "nettailor_svhn": "nettailor",
 }
 """What runs a file, where it is not `train`."""
 
-UNREAD = {"finetune": [], "decathlon_small": [], "packnet": [], "decathlon": ["resnet26.weights", "wide_resnet.weights"]}
+UNREAD = {
+    "finetune": [],
+    "decathlon_small": [],
+    "packnet": [],
+    "nettailor": [],
+    "nettailor_svhn": ["resnet34.weights"],
+    "decathlon": ["resnet26.weights", "wide_resnet.weights"],
+}
 """Bindings of the backbone that a smaller one stands for."""
 
 NEEDS_A_RUN = ["lwf"]
