@@ -13,7 +13,7 @@ from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
 from k4p1.backbones.blocks import find_blocks
 from k4p1.cluster import spec as cluster_spec
-from k4p1.files import atomic
+from k4p1.files import atomic, tensor_file
 from k4p1.files.run_lock import check_usable, run_lock
 from k4p1.methods.finetune import finetune
 from k4p1.patches import patch_file
@@ -132,7 +132,7 @@ def nettailor(
             "task": {**plain_task(task), "schedule": repr(task.schedule), "loss": repr(task.loss)},
             "pruning": [list(remove), threshold, ranking],
             "loss": [complexity, penalty, cost, distillation, gradient, norm],
-            "teacher": patch_file.read_info(teacher).fingerprint if teacher else "",
+            "teacher": tensor_file.read_header(pathlib.Path(teacher).expanduser())["content_hash"] if teacher else "",
             "phases": [repr(phase) for phase in (teacher_phase, student_phase, retrain_phase)],
             "seed": how.seed,
         }

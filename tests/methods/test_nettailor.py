@@ -1,5 +1,6 @@
 """Three phases of NetTailor on embedded digits: what is left on disk, what resumes, what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -102,6 +103,26 @@ def test_bad_input_is_refused_before_anything_is_trained(tmp_path, monkeypatch, 
     untrained(monkeypatch)
     with pytest.raises(error, match=message):
         nettailor(**settings(tmp_path / "run", **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data": "embedded/parity"}, errors.DataError, "has 2 labels .*trained on 10"),
+        ({"image_size": 32}, errors.ConfigError, "images of 32x32 pixels, its teacher of 16x16"),
+        ({}, errors.ConfigError, "its teacher 'digits' has no layer 'stage1_block2_relu'"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(finished, tmp_path, changes, error, message):
+    teacher = str(finished[0] / "stages" / "teacher" / "tasks" / "digits" / "patch.safetensors")
+    given = settings(tmp_path / "run", teacher=teacher)
+    given["task"] = dataclasses.replace(given["task"], **changes)
+    if not changes:
+        given["backbone"] = lambda: backbones.cifar_resnet(depth=14)
+    with pytest.raises(error, match=message):
+        nettailor(**given)
+    assert not list((tmp_path / "run").glob("stages/student/checkpoints/*"))
 
 
 def test_a_network_is_good_enough_within_half_a_point_or_one_standard_error():
