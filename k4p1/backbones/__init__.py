@@ -9,6 +9,7 @@ from k4p1.backbones.files import load
 from k4p1.backbones.files import save
 from k4p1.backbones.networks import cifar_resnet
 from k4p1.backbones.networks import resnet26
+from k4p1.backbones.networks import resnet34
 from k4p1.backbones.networks import vgg16_bn
 from k4p1.backbones.networks import wide_resnet
 from k4p1.backbones.series_adapters import with_series_adapters
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "mobilenet_v2",
     "resnet26",
+    "resnet34",
     "save",
     "vgg16_bn",
     "wide_resnet",

@@ -49,6 +49,7 @@ def outputs(
     inputs: keras.KerasTensor,
     names: Sequence[str],
     layer_for: Callable[[keras.Operation], keras.Operation],
+    after: Callable[[str, keras.Operation, keras.KerasTensor], keras.KerasTensor] = lambda _, __, output: output,
 ) -> dict[str, keras.KerasTensor]:
     """Calls a copy of the network, inner models opened, and returns endpoints by name, `features` always among them.
 
@@ -57,12 +58,13 @@ def outputs(
       inputs: scaled images.
       names: of endpoints.
       layer_for: the layer that stands for one of the network.
+      after: what takes the place of the output of an operation.
 
     Raises:
       ConfigError: a name that is neither a stride nor a layer with a feature map; shows what there is.
     """
     try:
-        known = strides(model)
+        known = strides(model) if names else {}
     except ValueError as e:
         reason = str(e).strip().splitlines()[0]
         raise errors.ConfigError(f"the feature maps of '{model.name}' cannot be found at {_SIDE} px: {reason}") from e
@@ -75,7 +77,12 @@ def outputs(
 
     places = {name: known[name][1] if name in known else name for name in names if name != FEATURES}
     seen: dict[str, keras.KerasTensor] = {}
-    features = run_through(model, inputs, named, lambda name, _, output: seen.update({name: output}))
+
+    def look(name: str, operation: keras.Operation, output: keras.KerasTensor) -> keras.KerasTensor:
+        seen[name] = after(name, operation, output)
+        return seen[name]
+
+    features = run_through(model, inputs, named, look)
     for name, place in places.items():
         if place not in seen:
             raise errors.ConfigError(errors.unknown("endpoint", name, [FEATURES, *known, *seen]))
@@ -86,10 +93,13 @@ def run_through(
     model: keras.Model,
     inputs: keras.KerasTensor,
     function_of: Callable[[keras.Operation], Callable],
-    look: Callable[[str, keras.Operation, keras.KerasTensor], None],
+    look: Callable[[str, keras.Operation, keras.KerasTensor], keras.KerasTensor | None],
     prefix: str = "",
 ) -> keras.KerasTensor:
-    """Runs the graph of a model with a function in place of each operation; `look` sees each (name, operation, output)."""
+    """Runs the graph of a model with a function in place of each operation.
+
+    `look` sees each (name, operation, output); a tensor that it returns takes the place of the output.
+    """
 
     def called(operation: keras.Operation) -> Callable:
         if canonical.is_graph(operation):
@@ -99,8 +109,8 @@ def run_through(
 
         def call(*args, **kwargs):
             output = function(*args, **kwargs)
-            look(prefix + operation.name, operation, output)
-            return output
+            other = look(prefix + operation.name, operation, output)
+            return output if other is None else other
 
         return call
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from k4p1 import errors
-from k4p1.backbones import residual, vgg
+from k4p1.backbones import residual, residual_imagenet, vgg
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone
 from k4p1.files import tensor_file
 
@@ -57,6 +57,15 @@ def wide_resnet(
     return _made("wide_resnet", weights, {"depth": depth, "width": width, "dropout": dropout, "crop": crop})
 
 
+def resnet34(weights: str | None = None) -> Backbone:
+    """ResNet-34 of He et al. 2016 for ImageNet, as NT has it; see `residual_imagenet.resnet34`.
+
+    Args:
+      weights: None (random), the path of a backbone file of k4p1, or of a Keras weight file.
+    """
+    return _made("resnet34", weights, {})
+
+
 def vgg16_bn(weights: str | None = None, fully_connected: bool = False, dropout: float = 0.0) -> Backbone:
     """VGG-16 with a batch normalisation behind each convolution (PB, section 4), without its last layer; see `vgg.vgg16_bn`.
 
@@ -83,6 +92,7 @@ _BUILDERS: dict[str, tuple[Callable[..., keras.Model], str, int]] = {
     "resnet26": (residual.resnet26, "imagenet", 16),
     "cifar_resnet": (residual.cifar_resnet, "imagenet", 8),
     "wide_resnet": (residual.wide_resnet, "imagenet", 16),
+    "resnet34": (residual_imagenet.resnet34, "imagenet", 32),
     "vgg16_bn": (vgg.vgg16_bn, "caffe", 32),
 }
 NETWORKS = frozenset(_BUILDERS)

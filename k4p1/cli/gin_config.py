@@ -12,7 +12,8 @@ import gin
 from k4p1 import backbones, engine, errors
 from k4p1.cli import gin_files, gin_types
 from k4p1.engine import optimizers, schedules
-from k4p1.methods import decathlon, finetune, packnet, train
+from k4p1.methods import decathlon, finetune, nettailor, packnet, train
+from k4p1.runs import stages
 from k4p1.tasks import Task
 
 _MACRO = re.compile(r"^(\w+) =", re.MULTILINE)
@@ -23,12 +24,15 @@ _CONFIGURABLES = {
     "finetune": finetune.finetune,
     "decathlon": decathlon.decathlon,
     "packnet": packnet.packnet,
+    "nettailor": nettailor.nettailor,
+    "Phase": stages.Phase,
     "Task": Task,
     "mobilenet_v2": backbones.mobilenet_v2,
     "inception_v3": backbones.inception_v3,
     "application": backbones.application,
     "load_backbone": backbones.load,
     "resnet26": backbones.resnet26,
+    "resnet34": backbones.resnet34,
     "cifar_resnet": backbones.cifar_resnet,
     "wide_resnet": backbones.wide_resnet,
     "vgg16_bn": backbones.vgg16_bn,

@@ -1,4 +1,4 @@
-"""Subcommands that train: `train`, `finetune`, `decathlon`, `packnet`."""
+"""Subcommands that train: `train`, `finetune`, `decathlon`, `packnet`, `nettailor`."""
 
 import pathlib
 import shlex
@@ -55,6 +55,12 @@ def decathlon(f: flags.FlagValues) -> int:
 def packnet(f: flags.FlagValues) -> int:
     """`k4p1 packnet`."""
     return _run("packnet", f)
+
+
+@command("Tailor the architecture of a task: teacher, student, pruning.", define=_run_flags("nettailor", clusters=False))
+def nettailor(f: flags.FlagValues) -> int:
+    """`k4p1 nettailor`."""
+    return _run("nettailor", f)
 
 
 def _run(name: str, f: flags.FlagValues) -> int:

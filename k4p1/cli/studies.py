@@ -1,4 +1,4 @@
-"""Subcommands that compare and draw: `method_table`, `mask_rates`, `sparsity`."""
+"""Subcommands that compare and draw: `method_table`, `mask_rates`, `sparsity`, `draw`."""
 
 from collections.abc import Callable
 
@@ -103,6 +103,23 @@ def sparsity(f: flags.FlagValues) -> None:
     if f.plot:
         study.plot(found, f.plot)
         print(f"plot: {f.plot}")
+
+
+def _draw_flags(f: flags.FlagValues) -> None:
+    where = "Folder of a finished run; may be repeated for runs on the same backbone."
+    flags.DEFINE_multi_string("model_dir", None, where, flag_values=f, required=True)
+    task_flag(f)
+    output = "File to write: a picture (.svg, .png, .pdf), or the course of training (.gif)."
+    flags.DEFINE_string("output", None, output, short_name="o", flag_values=f, required=True)
+
+
+@command("Draw the networks of tailored tasks.", define=_draw_flags)
+def draw(f: flags.FlagValues) -> None:
+    """`k4p1 draw`."""
+    quiet_tensorflow.import_quietly()
+    from k4p1.studies import network_drawing
+
+    print(f"picture: {network_drawing.draw(f.model_dir, f.output, f.task)}")
 
 
 def _numbers(f: flags.FlagValues, name: str, number: Callable[[str], float]) -> list:

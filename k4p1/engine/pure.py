@@ -80,7 +80,10 @@ class PureTask:
             penalties = self._model.losses
             outputs = dict(outputs) if isinstance(outputs, dict) else {LOGITS: outputs}
             for name, observer in self._patched.observers.items():
-                outputs[name] = tf.stop_gradient(observer(inputs, training=False))
+                observed = observer(inputs, training=False)
+                several = isinstance(observed, dict)
+                named = {f"{name}/{key}": one for key, one in observed.items()} if several else {name: observed}
+                outputs |= {key: tf.stop_gradient(one) for key, one in named.items()}
         statistics = {
             group.name: group.packing.pack([scope.get_current_value(v) for v in group.variables])
             for group in self.groups

@@ -8,6 +8,7 @@ from k4p1.patches.kind import PatchKind
 from k4p1.patches.kind import known_kinds
 from k4p1.patches.kinds.lora import Lora
 from k4p1.patches.kinds.mask import Mask
+from k4p1.patches.kinds.nettailor import NetTailor
 from k4p1.patches.kinds.packnet import PackNet
 from k4p1.patches.kinds.parallel_adapter import ParallelAdapter
 from k4p1.patches.kinds.scale_bias import ScaleBias
@@ -21,6 +22,7 @@ __all__ = [
     "Head",
     "Lora",
     "Mask",
+    "NetTailor",
     "PackNet",
     "ParallelAdapter",
     "PatchKind",

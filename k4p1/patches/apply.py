@@ -17,6 +17,7 @@ from k4p1.patches.kind import PatchKind
 from k4p1.patches.parameter_list import ParameterList
 from k4p1.patches.patched_layer import STATISTICS, TRAINED, view
 from k4p1.patches.patched_model import LOGITS, PRIVATE, PatchedModel
+from k4p1.patches.rewiring import LayerFor, Rewiring
 from k4p1.patches.spec import PatchSpec
 from k4p1.patches.task_head import FEATURES, DenseHead, TaskHead
 
@@ -81,9 +82,13 @@ def apply_patches(
     image = keras.Input((height, width, 3), name="image")
     scaled = InputScaling(backbone.scaling, name="input_scaling")(image)
     opened = tuple(e for e in head.endpoints if e != FEATURES)
+    rewiring = _rewiring(backbone, spec, layer_for, seed)
     scaled_image = keras.Input(scaled.shape[1:], dtype=scaled.dtype, name=_free("scaled_image", taken))
     try:
-        if opened:
+        if rewiring is not None:  # in one graph with the head, so that a loss can read every tensor of it
+            maps = endpoints.outputs(backbone.model, scaled, opened, layer_for, rewiring.after)
+            network = keras.Model(image, maps, name=backbone.model.name)
+        elif opened:
             found = endpoints.outputs(backbone.model, scaled_image, opened, layer_for)
             network = keras.Model(scaled_image, found)
         else:
@@ -102,8 +107,9 @@ def apply_patches(
             )
     mode = spec.head_mode
     last = view(shared_head, True) if mode == "shared" and shared_head is not None else head.make(seed)
-    maps = network(scaled)
-    maps = dict(maps) if opened else {FEATURES: maps}
+    if rewiring is None:
+        maps = network(scaled)
+        maps = dict(maps) if opened else {FEATURES: maps}
     read = [maps[endpoint] for endpoint in head.endpoints]
     dropped = []
     if dropout:
@@ -123,9 +129,12 @@ def apply_patches(
     backbone.set_trainable(shared_trained)
 
     listed = ParameterList(shared_trained, factors or {})
+    used = {id(layer) for layer in network._flatten_layers()}  # a rewired network may leave layers out
     for site in backbone.sites:
-        if id(site.layer) in made:
+        if id(made.get(id(site.layer))) in used:
             listed.add_layer(site, made[id(site.layer)], plan.get(id(site.layer), (site, (), {}))[1])
+    for own_name, layer in rewiring.layers.items() if rewiring else ():
+        listed.add_own(own_name, layer)
     listed.add_head(last, mode)
     listed.add_rest(model)
     moved = {id(p.variable) for p in listed.parameters if p.role == STATISTICS}
@@ -142,6 +151,7 @@ def apply_patches(
         (height, width),
         maps,
         head.endpoints,
+        rewiring=rewiring,
     )
     _warn_of_large_patches(backbone, patched)
     warn_of_kinds(patched)
@@ -153,6 +163,14 @@ def _free(name: str, taken: Container[str]) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+def _rewiring(backbone: Backbone, spec: PatchSpec, layer_for: LayerFor, seed: int) -> Rewiring | None:
+    """What the one kind of a spec that changes the graph makes of it."""
+    found = {kind.name: made for kind in spec.kinds if (made := kind.rewire(backbone.model, layer_for, seed)) is not None}
+    if len(found) > 1:
+        raise errors.PatchError(f"only one kind can change the network's graph; '{spec}' has {' and '.join(found)}")
+    return next(iter(found.values()), None)
 
 
 def warn_of_kinds(patched: PatchedModel) -> None:

@@ -10,6 +10,7 @@ from k4p1.backbones import endpoints
 from k4p1.backbones.backbone import Backbone
 from k4p1.backbones.series_adapters import SharedSeriesAdapter
 from k4p1.patches.fold import fold
+from k4p1.patches.own_layer import OwnLayer
 from k4p1.patches.patched_convolution import PatchedConvolution
 from k4p1.patches.patched_layer import PatchedLayer
 from k4p1.patches.patched_model import PatchedModel
@@ -73,7 +74,7 @@ def multiply_adds(model: keras.Model, patches: bool = True) -> int:
       model: with a fixed image size.
       patches: False leaves out what patches add.
     """
-    return sum(_of_layer(layer, positions, patches) for layer, positions in _calls(model))
+    return sum(of_layer(layer, positions, patches) for layer, positions in _calls(model))
 
 
 def _calls(model: keras.Model) -> Iterable[tuple[keras.layers.Layer, int]]:
@@ -104,7 +105,16 @@ def _output_of(operation: keras.Operation) -> Callable:
     return output
 
 
-def _of_layer(layer: keras.layers.Layer, positions: int, patches: bool) -> int:
+def of_layer(layer: keras.layers.Layer, positions: int, patches: bool = True) -> int:
+    """Multiply-adds of one call of a layer; see `multiply_adds`.
+
+    Args:
+      layer: of a network or task model.
+      positions: height times width that it puts out.
+      patches: False leaves out what patches add.
+    """
+    if isinstance(layer, OwnLayer):
+        return layer.multiply_adds(positions) if patches else 0
     shared = layer.layer if isinstance(layer, PatchedLayer) else layer
     added = 0
     if patches and isinstance(layer, PatchedConvolution):

@@ -2,6 +2,7 @@
 
 import keras
 
+from k4p1.patches.own_layer import OwnLayer
 from k4p1.patches.patched_layer import PatchedLayer, private_copy
 
 
@@ -19,7 +20,8 @@ def fold(model: keras.Model) -> keras.Model:
 
     def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) not in made:
-            made[id(layer)] = layer.folded() if isinstance(layer, PatchedLayer) else private_copy(layer)
+            has_folded = isinstance(layer, (PatchedLayer, OwnLayer))
+            made[id(layer)] = layer.folded() if has_folded else private_copy(layer)
         return made[id(layer)]
 
     return keras.models.clone_model(model, clone_function=plain, recursive=True)

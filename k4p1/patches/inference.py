@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from k4p1.backbones import endpoints
+from k4p1.patches.own_layer import OwnLayer
 from k4p1.patches.patched_layer import PatchedLayer, private_copy, view
 
 _FOLDABLE = (
@@ -95,11 +96,11 @@ def inference_model(model: keras.Model) -> InferenceModel:
 
     def plain(operation: keras.Operation) -> keras.Operation:
         if id(operation) not in made:
-            made[id(operation)] = (
-                _written(operation, flat.values_of(operation))
-                if id(operation) in flat.absorbed
-                else (operation.folded() if isinstance(operation, PatchedLayer) else private_copy(operation))
-            )
+            if id(operation) in flat.absorbed:
+                made[id(operation)] = _written(operation, flat.values_of(operation))
+            else:
+                has_folded = isinstance(operation, (PatchedLayer, OwnLayer))
+                made[id(operation)] = operation.folded() if has_folded else private_copy(operation)
         return made[id(operation)]
 
     image = keras.Input(flat.model.input.shape[1:], dtype=flat.model.input.dtype, name="image")

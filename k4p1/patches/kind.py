@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import fnmatch
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from k4p1 import errors, spec_grammar
 from k4p1.backbones import placement
@@ -113,6 +113,16 @@ class PatchKind(abc.ABC):
     def layer_patch(self, site: LayerSite) -> typing.Any:
         """The `LayerPatch` of this kind for a convolution or dense layer."""
         raise errors.PatchError(f"patch '{self.name}' cannot be part of {type(site.layer).__name__} '{site.layer.name}'")
+
+    def rewire(self, model: typing.Any, layer_for: Callable, seed: int) -> typing.Any:
+        """How this kind changes the graph of the network: a `Rewiring`; None where it leaves the graph alone.
+
+        Args:
+          model: of the backbone.
+          layer_for: the layer that stands for an operation of the backbone in the task model.
+          seed: of initial values.
+        """
+        return None
 
     def why_nothing(self, network: Sequence[LayerSite]) -> str:
         """Why no layer fits, for the error message."""

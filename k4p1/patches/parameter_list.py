@@ -9,6 +9,7 @@ from k4p1.backbones.site import LayerSite
 from k4p1.backbones.variable_keys import variable_keys
 from k4p1.backbones.view import normalisations
 from k4p1.patches.kind import PatchKind
+from k4p1.patches.own_layer import OwnLayer
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable
 from k4p1.patches.patched_model import FACTORS, PRIVATE, SHARED, Parameter
 
@@ -67,6 +68,16 @@ class ParameterList:
             self._add(key, variable, SHARED, "backbone", role)
             if role == STATISTICS:
                 self.momentum[key] = moving[id(variable)].momentum
+
+    def add_own(self, name: str, layer: OwnLayer) -> None:
+        """Adds the variables of a layer that stands for none of the backbone."""
+        for private in layer.private_variables():
+            key = f"{name}/{private.kind}/{private.name}"
+            self._add(key, private.variable, PRIVATE, private.kind, private.role, private.storage)
+            if private.role == STATISTICS:
+                self.momentum[key] = layer.momentum
+                if layer.recalibrated:
+                    self.recalibrated.add(key)
 
     def add_head(self, head: keras.layers.Layer, mode: str) -> None:
         """Adds the variables of the head: `trained`, `random` or `shared`."""

@@ -14,6 +14,7 @@ from k4p1.backbones.endpoints import FEATURES
 from k4p1.files import tensor_file
 from k4p1.patches.bit_packing import BitPacking
 from k4p1.patches.patched_layer import RANDOM
+from k4p1.patches.rewiring import Rewiring
 from k4p1.patches.spec import PatchSpec
 
 SHARED = "shared"
@@ -91,7 +92,9 @@ class PatchedModel:
       endpoints: the backbone's outputs in this model by name, before the head.
       head_endpoints: those that the head reads.
       extra_outputs: further outputs of the model's graph, by name, that only training needs.
-      observers: other models that look at the same images in training and learn nothing, by the name of their output.
+      observers: other models that look at the same images in training and learn nothing, by the name of their output;
+        several outputs of one have names behind it, `name/output`.
+      rewiring: how a kind changed the graph of the network, or None.
     """
 
     model: keras.Model
@@ -105,6 +108,7 @@ class PatchedModel:
     head_endpoints: tuple[str, ...] = (FEATURES,)
     extra_outputs: Mapping[str, keras.KerasTensor] = dataclasses.field(default_factory=dict)
     observers: Mapping[str, keras.Model] = dataclasses.field(default_factory=dict)
+    rewiring: Rewiring | None = None
 
     def __post_init__(self):
         counts = collections.Counter(p.stored_key for p in self.owned())

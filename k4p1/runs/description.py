@@ -7,7 +7,7 @@ from k4p1.backbones.backbone import Backbone
 from k4p1.files import tensor_file
 from k4p1.runs.model_dir import plain_task
 from k4p1.runs.settings import RunSettings
-from k4p1.tasks import distillation
+from k4p1.tasks import attached_terms
 from k4p1.tasks.prepare import PreparedTask
 from k4p1.tasks.task import Task
 
@@ -34,7 +34,7 @@ def describe(
 def _computed(task: Task) -> dict[str, Any]:
     """The plain fields of a task without those that say who computes it; of files, their content."""
     plain = {name: value for name, value in plain_task(task).items() if name not in _WHO_COMPUTES}
-    teachers = [term.options["teacher"] for term in task.terms if term.name == distillation.NAME]
+    teachers = [term.options["teacher"] for term in task.terms if term.name in attached_terms.WITH_TEACHER]
     files = {"init_from": task.init_from, **{f"teacher_{number}": path for number, path in enumerate(teachers)}}
     plain.pop("teacher", None)
     return {**plain, **{name: tensor_file.read_header(path)["content_hash"] for name, path in files.items() if path}}

@@ -27,6 +27,7 @@ from k4p1.runs.warm_start import model_dir_of
 from k4p1.tasks import objectives
 from k4p1.tasks.distillation import Lesson
 from k4p1.tasks.prepare import PreparedTask
+from k4p1.tasks.tailoring import ATTENTION
 
 
 def recalibrate(prepared: Sequence[PreparedTask], batches: int) -> None:
@@ -87,7 +88,7 @@ def finalize(
         for split in evaluated:
             if task.splits.has(split):
                 metrics = evaluator(vectors, task.pipeline.sequential(split))
-                entry |= {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
+                entry |= {f"{split}_{name}": value for name, value in metrics.items() if _is_result(name)}
         if folder is not None:
             objective = objectives.find(task.task.objective).name
             entry["patch_bytes"] = write_task(
@@ -139,6 +140,7 @@ def described(patched: PatchedModel, cost: TaskCosts | None = None) -> dict[str,
         "multiply_adds": cost.multiply_adds,
         "multiply_adds_added": cost.added_unfolded,
         "multiply_adds_added_folded": cost.added_folded,
+        **(patched.rewiring.facts() if patched.rewiring else {}),
     }
 
 
@@ -159,6 +161,11 @@ def write_task(
     if info.factors:
         factor_file.save_factors(folder.factors, patched, info.fingerprint)
     return path.stat().st_size
+
+
+def _is_result(metric: str) -> bool:
+    """Whether a metric belongs into `result.json`; the attention of every path is for curves and pictures."""
+    return metric != "examples" and not metric.startswith(ATTENTION)
 
 
 def _skipped(task: PreparedTask) -> int:

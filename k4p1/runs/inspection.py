@@ -126,6 +126,13 @@ def _costs(entry: dict[str, object]) -> Rows:
         "multiply_adds": "multiply-adds, unpatched",
         "multiply_adds_added": "added before folding",
         "multiply_adds_added_folded": "added after folding",
+        "blocks": "blocks",
+        "live_blocks": "live blocks",
+        "live_proxies": "live proxies",
+        "backbone_parameters": "backbone parameters",
+        "live_parameters": "live parameters",
+        "backbone_multiply_adds": "backbone multiply-adds",
+        "live_multiply_adds": "live multiply-adds",
     }
     return [(shown, f"{entry[name]:,}") for name, shown in names.items() if schema.NUMBER.holds(entry.get(name))]
 

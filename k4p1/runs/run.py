@@ -105,7 +105,8 @@ def _run(
         # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
         write_back(trained.groups, trained.vectors)
         recalibrate(prepared, settings.recalibration_batches)
-        splits = ("test",) if settings.refit else ("validation", "test")  # a refit has trained on validation images
+        splits = () if settings.refit else ("validation",)  # a refit has trained on validation images
+        splits = (*splits, "test") if settings.evaluate_test else splits
         skipped = trained.progress.skipped
         result = finalize(backbone, prepared, folder, shared_trained, skipped, splits, settings.seed, counts)
         if trained.step_counts is not None:

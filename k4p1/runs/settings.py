@@ -27,6 +27,7 @@ class RunSettings(WorkerPolicy):
       precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
       cache_features: compute features once where only the head trains; None: where that is possible.
       refit: after selection, train again on train and validation together, for the number of steps that was best.
+      evaluate_test: evaluate on the test split at the end; a method of several runs does so once, for the last.
       jit_compile: compile steps with XLA; not for a CPU, where it slows convolutions down.
       model_dir: where everything is written; None: nowhere.
       resume: resume from the newest checkpoint in model_dir.
@@ -46,6 +47,7 @@ class RunSettings(WorkerPolicy):
     precision: str = "float32"
     cache_features: bool | None = None
     refit: bool = False
+    evaluate_test: bool = True
     jit_compile: bool = False
     model_dir: str | pathlib.Path | None = None
     resume: bool = True

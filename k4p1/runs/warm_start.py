@@ -13,7 +13,7 @@ from k4p1.patches import factor_file, patch_file
 from k4p1.patches.joint_compression import low_rank
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.runs.model_dir import ModelDir
-from k4p1.tasks import distillation
+from k4p1.tasks import attached_terms
 from k4p1.tasks.distillation import Teacher
 from k4p1.tasks.task import Task
 
@@ -90,7 +90,7 @@ def read_teachers(tasks: Sequence[Task]) -> dict[str, Teacher]:
     teachers = {}
     for task in tasks:
         for term in task.terms:
-            given = term.options.get("teacher") if term.name == distillation.NAME else None
+            given = term.options.get("teacher") if term.name in attached_terms.WITH_TEACHER else None
             if given and given not in teachers:
                 path = pathlib.Path(given).expanduser()
                 info = patch_file.read_info(path)

@@ -209,7 +209,12 @@ class MixedModel:
         return values, head["kernel"], head.get("bias", np.zeros(head["kernel"].shape[-1]))
 
     def _check_the_rest(self, name: str, flat: FlatModel) -> None:
-        """Everything outside of the tables must be shared."""
+        """Every layer must be there, and everything outside of the tables be shared."""
+        absent = {*self._layers, *self._normalisations} - {layer.name for layer in flat.model.layers}
+        if absent:
+            raise errors.ConfigError(
+                f"task '{name}' does without '{min(absent)}': its network has another graph than the backbone; export it alone"
+            )
         mine = {layer.name: layer for layer in self._flat.model.layers}
         tables = {*self._layers, *self._normalisations, self._head.name, *(one.name for one in flat.absorbed.values())}
         for layer in flat.model.layers:

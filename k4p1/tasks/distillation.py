@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.engine.metrics import Batch, Outputs
+from k4p1.engine.metrics import Batch, Outputs, PerExample
 from k4p1.patches.patched_layer import FIXED, RANDOM, TRAINED, private_copy
 from k4p1.patches.patched_model import LOGITS, PRIVATE, Parameter, PatchedModel
 from k4p1.patches.task_head import DEFAULT_OBJECTIVE, FEATURES
@@ -67,10 +67,9 @@ class Lesson:
     temperature: float
     old_head: keras.layers.Layer | None = None
 
-    @property
-    def metric_name(self) -> str:
-        """Name of the metric `agreement`."""
-        return f"agreement_{self.teacher.task}"
+    def metrics(self) -> dict[str, PerExample]:
+        """`agreement_<teacher>`, see `agreement`."""
+        return {f"agreement_{self.teacher.task}": PerExample(self.agreement)}
 
     def loss(self, batch: Batch, outputs: Outputs) -> tf.Tensor:
         """`-T^2 sum_c p_c log softmax(student / T)_c` with `p = softmax(teacher / T)`; (batch,)."""

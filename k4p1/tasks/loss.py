@@ -15,7 +15,8 @@ import tensorflow as tf
 from k4p1 import checks, errors, spec_grammar
 from k4p1.engine.metrics import Batch, Metric, Outputs, PerExample
 from k4p1.engine.step import Term
-from k4p1.tasks import distillation
+from k4p1.tasks import attached_terms
+from k4p1.tasks.attached_terms import Attached
 from k4p1.tasks.objectives import Objective
 
 _ONLY_TRAINING = {"label_smoothing": 0.0}  # what evaluation measures without
@@ -41,7 +42,7 @@ def parse(loss: str | Mapping[str, float], objective: Objective, defaults: Mappi
 
     Args:
       loss: text or mapping, see the module.
-      objective: whose terms it may name, beside `distillation`.
+      objective: whose terms it may name, beside those of `k4p1.tasks.attached_terms`.
       defaults: options that terms take where they have them and do not say otherwise.
 
     Raises:
@@ -58,7 +59,7 @@ def parse(loss: str | Mapping[str, float], objective: Objective, defaults: Mappi
             raise ValueError("no term is given")
     except ValueError as e:
         raise errors.ConfigError(f"loss: {e}") from e
-    functions = {**objective.loss_terms, distillation.NAME: distillation.distillation_options}
+    functions = {**objective.loss_terms, **attached_terms.OPTIONS}
     terms = []
     for weight, name, options in listed:
         if name not in functions:
@@ -88,10 +89,10 @@ def _one(text: str) -> tuple[str, dict[str, str]]:
 
 
 def term_name(terms: Sequence[TermSpec], number: int) -> str:
-    """The name by which a term is logged; distillation from several teachers is numbered."""
+    """The name by which a term is logged; terms with several teachers are numbered."""
     name = terms[number].name
     alike = [index for index, term in enumerate(terms) if term.name == name]
-    return name if len(alike) == 1 or name != distillation.NAME else f"{name}_{alike.index(number)}"
+    return name if len(alike) == 1 or name not in attached_terms.WITH_TEACHER else f"{name}_{alike.index(number)}"
 
 
 class TaskLoss:
@@ -100,18 +101,16 @@ class TaskLoss:
     Args:
       terms: of the loss.
       objective: whose they are.
-      lessons: what distillation terms compare, by the position of the term.
+      attached: terms that were attached to the task model, by their position.
     """
 
-    def __init__(
-        self, terms: Sequence[TermSpec], objective: Objective, lessons: Mapping[int, "distillation.Lesson"] | None = None
-    ):
-        self._terms, self._objective, self._lessons = terms, objective, lessons or {}
+    def __init__(self, terms: Sequence[TermSpec], objective: Objective, attached: Mapping[int, Attached] | None = None):
+        self._terms, self._objective, self._attached = terms, objective, attached or {}
         self.names = [term_name(terms, number) for number in range(len(terms))]
 
     @classmethod
     def of(cls, loss: str | Mapping[str, float], objective: Objective, **defaults: Any) -> "TaskLoss":
-        """A loss of text or mapping without distillation; see `parse`."""
+        """A loss of text or mapping without attached terms; see `parse`."""
         return cls(parse(loss, objective, defaults), objective)
 
     def __call__(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
@@ -135,16 +134,15 @@ class TaskLoss:
         is_plain = len(functions) == 1 and weights[self.names[0]] == 1.0
         whole = {"loss": PerExample(functions[self.names[0]] if is_plain else total, larger_is_better=False)}
         parts = {f"loss_{name}": PerExample(function, larger_is_better=False) for name, function in functions.items()}
-        agreement: dict[str, Metric] = {}
-        for number, lesson in self._lessons.items():
-            name = lesson.metric_name if lesson.metric_name not in agreement else f"{lesson.metric_name}_{number}"
-            agreement[name] = PerExample(lesson.agreement)
-        return {**whole, **(parts if len(parts) > 1 else {}), **agreement}
+        more: dict[str, Metric] = {}
+        for number, term in self._attached.items():
+            more |= {name if name not in more else f"{name}_{number}": metric for name, metric in term.metrics().items()}
+        return {**whole, **(parts if len(parts) > 1 else {}), **more}
 
     def _function(self, number: int, changed: Mapping[str, Any]) -> Callable[[Batch, Outputs], tf.Tensor]:
         term = self._terms[number]
-        if term.name == distillation.NAME:
-            return self._lessons[number].loss
+        if number in self._attached:
+            return self._attached[number].loss
         function = self._objective.loss_terms[term.name]
         known = _options_of(function)
         return functools.partial(function, **{**term.options, **{k: v for k, v in changed.items() if k in known}})

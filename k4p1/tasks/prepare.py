@@ -17,7 +17,7 @@ from k4p1.patches.apply import apply_patches
 from k4p1.patches.patched_layer import RANDOM, STATISTICS, TRAINED
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.patches.task_head import FEATURES
-from k4p1.tasks import distillation, objectives
+from k4p1.tasks import attached_terms, objectives
 from k4p1.tasks.distillation import Lesson, Teacher
 from k4p1.tasks.loss import TaskLoss
 from k4p1.tasks.task import Task
@@ -146,15 +146,15 @@ def prepare_tasks(
             start.write(patched)
         if patched.spec.shares_head:
             shared_heads.setdefault(key, patched.head)
-        lessons = {}
+        attached = {}
         for number, term in enumerate(task.terms):
-            if term.name == distillation.NAME:
-                teacher = (teachers or {})[term.options["teacher"]]
-                how = {"head": term.options["head"], "temperature": term.options["temperature"]}
-                patched, lessons[number] = distillation.attach(
-                    patched, task.name, source.labels, teacher, number=number, fingerprint=fingerprint, **how
+            if term.name in attached_terms.OPTIONS:
+                how = {"number": number, "task": task.name, "labels": source.labels, "fingerprint": fingerprint}
+                patched, attached[number] = attached_terms.attach(
+                    patched, term.name, term.options, teachers=teachers or {}, **how
                 )
-        loss = TaskLoss(task.terms, objective, lessons)
+        loss = TaskLoss(task.terms, objective, attached)
+        lessons = {number: term for number, term in attached.items() if isinstance(term, Lesson)}
         metrics = {**objective.measured(task.metrics), **loss.metrics()}
         target = task.step_target(steps, splits.size("train"))
         prepared.append(PreparedTask(task, source.labels, pipeline, splits, patched, loss, metrics, target, lessons))

@@ -9,7 +9,7 @@ from k4p1 import checks, errors
 from k4p1.data.source import Source
 from k4p1.engine import schedules
 from k4p1.patches import PatchSpec
-from k4p1.tasks import distillation, objectives
+from k4p1.tasks import attached_terms, distillation, objectives
 from k4p1.tasks.loss import TermSpec
 from k4p1.tasks.loss import parse as parse_loss
 from k4p1.tasks.objectives import Objective
@@ -48,8 +48,9 @@ class Task:
       augment: spec of augmentations, such as `"shift(pixels=8)+flip"`; see `k4p1.data.augment`.
       objective: what the task is about: `classification`, or the name of an `Objective` that you registered, or one.
       loss: a sum of weighted terms, as text or as {term: weight}, see `k4p1.tasks.loss`; None: the objective's default. For
-        classification: `softmax_cross_entropy`, `sigmoid_cross_entropy`; for all with logits: `distillation`.
-      teacher: path of the patch file of a finished task, in its model_dir, for `distillation` terms that name none.
+        classification: `softmax_cross_entropy`, `sigmoid_cross_entropy`; for all with logits: `distillation`; for
+        tailored networks: `complexity` and `block_distillation`, see `k4p1.tasks.tailoring`.
+      teacher: path of the patch file of a finished task, in its model_dir, for terms of distillation that name none.
       temperature: of distillation terms that name none.
       label_smoothing: s of terms that have it and do not name it.
       metrics: names of the objective's metrics, of which the first one selects; None: the objective's default.
@@ -135,7 +136,7 @@ class Task:
             raise errors.ConfigError(f"task '{self.name}': {e}") from e
 
     def _check_distillation(self) -> None:
-        terms = [term for term in self.terms if term.name == distillation.NAME]
+        terms = [term for term in self.terms if term.name in attached_terms.WITH_TEACHER]
         if self.teacher and not terms:
             raise errors.ConfigError(
                 f"task '{self.name}' has a teacher, and its loss no term 'distillation'; add it, such as loss = "
@@ -144,8 +145,10 @@ class Task:
         for term in terms:
             if not term.options["teacher"]:
                 raise errors.ConfigError(
-                    f"task '{self.name}': 'distillation' has no teacher; give distillation(teacher='PATCH FILE'), or teacher"
+                    f"task '{self.name}': '{term.name}' has no teacher; give {term.name}(teacher='PATCH FILE'), or teacher"
                 )
+            if term.name != distillation.NAME:
+                continue
             if term.options["head"] not in distillation.HEADS:
                 unknown = errors.unknown("head of distillation", term.options["head"], distillation.HEADS)
                 raise errors.ConfigError(f"task '{self.name}': {unknown}")

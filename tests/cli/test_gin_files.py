@@ -48,6 +48,15 @@ SMALLER = {
     ],
     "decathlon_small": ["depth = 8", "batch_size = 8"],
     "packnet": ["depth = 8", "batch_size = 8"],
+    "nettailor": ["depth = 8", "remove = [1]"],
+    "nettailor_svhn": [
+        "data = 'embedded/digits'",
+        "weights = None",
+        "image_size = 32",
+        "remove = [1]",
+        "nettailor.backbone = @cifar_resnet",
+        "cifar_resnet.depth = 8",
+    ],
     "decathlon": TEN_TASKS,
     "decathlon_adapters": [
         *TEN_TASKS,
@@ -69,6 +78,8 @@ TASKS = {
     "finetune": ["digits"],
     "decathlon_small": ["digits", "parity"],
     "packnet": ["digits", "parity"],
+    "nettailor": ["digits"],
+    "nettailor_svhn": ["svhn"],
     "decathlon": list(FINETUNING),
     "decathlon_adapters": ["imagenet12", "dtd", "gtsrb"],
     "pb_table5": ["digits"],
@@ -91,6 +102,8 @@ COMMANDS = {
     "decathlon_adapters": "decathlon",
     "pb_table5": "finetune",
     "packnet": "packnet",
+    "nettailor": "nettailor",
+    "nettailor_svhn": "nettailor",
 }
 """What runs a file, where it is not `train`."""
 
@@ -106,6 +119,7 @@ UNREAD = {
             *(f"{n}/Task.{field}" for n in ("omniglot", "svhn") for field in ("image_size", "augment")),
         ]
     ),
+    "nettailor_svhn": ["resnet34.weights"],
 }
 """Bindings of the backbone that a smaller one stands for."""
 

@@ -236,6 +236,7 @@ KINDS = [
     "mask+scale_bias+head",
     "lora(rank=2)+head",
     "dan(layers=stem)+head",
+    "nettailor(k=2,blocks=*_relu)+head",
     "packnet+head",
 ]
 

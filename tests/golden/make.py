@@ -37,6 +37,7 @@ SPECS = {
     "lora": "lora(rank=2)+head",
     "dan": "dan(layers=stem)+head",
     "packnet": "packnet+head",
+    "tailored": "nettailor(k=2,blocks=*_relu,live=1.m.0|2.m.0)+scale_bias(affine=frozen)+head",
 }
 
 

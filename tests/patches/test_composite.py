@@ -27,6 +27,7 @@ SPECS = {
     "mask": "mask+scale_bias+head",
     "lora": "lora(rank=2)+head",
     "dan": "dan(layers=stem)+head",
+    "nettailor": "nettailor(k=2,blocks=*_relu,live=1.m|2.1)+head",
     "packnet": "packnet+head",
 }
 

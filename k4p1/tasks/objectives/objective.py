@@ -80,8 +80,9 @@ def register(objective: Objective) -> Objective:
     for name in ("loss", "examples"):
         if name in objective.metrics:
             raise errors.ConfigError(f"objective '{objective.name}': the metric name '{name}' is taken")
-    if "distillation" in objective.loss_terms:
-        raise errors.ConfigError(f"objective '{objective.name}': the loss term 'distillation' is there for every objective")
+    for term in ("distillation", "block_distillation", "complexity"):
+        if term in objective.loss_terms:
+            raise errors.ConfigError(f"objective '{objective.name}': the loss term '{term}' is there for every objective")
     _OBJECTIVES[objective.name] = objective
     task_head.register(objective.name, objective.head)
     return objective

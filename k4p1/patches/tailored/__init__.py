@@ -1,0 +1,1 @@
+"""The network of a tailored task: paths, their layers, the graph that they make, and its complexity (NT)."""
