@@ -16,8 +16,9 @@ import keras
 import numpy as np
 
 from k4p1.backbones import endpoints
+from k4p1.backbones.view import view
 from k4p1.patches.own_layer import OwnLayer
-from k4p1.patches.patched_layer import PatchedLayer, private_copy, view
+from k4p1.patches.patched_layer import PatchedLayer, private_copy
 
 _FOLDABLE = (
     keras.layers.Conv1D,

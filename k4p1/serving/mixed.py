@@ -213,7 +213,7 @@ class MixedModel:
         absent = {*self._layers, *self._normalisations} - {layer.name for layer in flat.model.layers}
         if absent:
             raise errors.ConfigError(
-                f"task '{name}' does without '{min(absent)}': its network has another graph than the backbone; export it alone"
+                f"task '{name}' does without '{min(absent)}': its network has a graph of its own; export it alone"
             )
         mine = {layer.name: layer for layer in self._flat.model.layers}
         tables = {*self._layers, *self._normalisations, self._head.name, *(one.name for one in flat.absorbed.values())}
