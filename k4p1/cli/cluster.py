@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from k4p1 import errors, quiet_tensorflow
+from k4p1 import errors, log_lines, quiet_tensorflow
 from k4p1.cli import gin_files
-from k4p1.cli.command import IMPORTS, command, gin_arguments, gin_flags, model_dir_flag
+from k4p1.cli.command import IMPORTS, command, gin_arguments, gin_flags, log_flag, model_dir_flag
 
 
 def _join_flags(f: flags.FlagValues) -> None:
     same = "Same as the coordinator's; checked against its run if given."
     gin_flags(f, [], same, same)
     model_dir_flag(f, "Folder of the coordinator's run, on a shared file system.")
+    log_flag(f)
 
 
 @command("Join a cluster as the parameter server or worker named in TF_CONFIG.", define=_join_flags)
@@ -31,16 +32,20 @@ def join(f: flags.FlagValues) -> None:
     if role.job == COORDINATOR:
         raise errors.ConfigError(f"TF_CONFIG makes this process the {role.name}; start it with 'k4p1 train', or 'finetune'")
     gin_hash = gin_files.digest(f.gin_file, f.gin_bindings) if f.gin_file else ""
-    server.serve_and_exit(role, pathlib.Path(f.model_dir), gin_hash)
+    with log_lines.logging(f.log_json, ("stdout", "stderr")):
+        server.serve_and_exit(role, pathlib.Path(f.model_dir), gin_hash)
 
 
-@command("Show the progress of a running or finished run.", arguments="MODEL_DIR ...")
-def status(f: flags.FlagValues, folders: Sequence[str]) -> None:
+def _status_flags(f: flags.FlagValues) -> None:
+    flags.DEFINE_bool("json", False, "Print one JSON object; docs/operations.md has its schema.", flag_values=f)
+
+
+@command("Show where runs stand; the exit code tells the state.", arguments="MODEL_DIR ...", define=_status_flags)
+def status(f: flags.FlagValues, folders: Sequence[str]) -> int:
     """`k4p1 status`."""
     from k4p1.runs import status as run_status
 
-    for folder in folders:
-        run_status.show(pathlib.Path(folder).expanduser())
+    return run_status.report([pathlib.Path(folder).expanduser() for folder in folders], f.json)
 
 
 def _manifest_flags(f: flags.FlagValues) -> None:

@@ -58,7 +58,14 @@ def gin_flags(f: flags.FlagValues, files: list[str], about_file: str, about_bind
     flags.DEFINE_multi_string("gin_bindings", [], about_bindings, flag_values=f)
 
 
+def log_flag(f: flags.FlagValues) -> None:
+    """`--log_json`."""
+    what = "Log lines as JSON objects (time, level, text; event, tasks of progress)."
+    flags.DEFINE_bool("log_json", False, what, flag_values=f)
+
+
 def gin_arguments(f: flags.FlagValues) -> list[str]:
-    """The gin flags as arguments for another process."""
+    """The flags that all processes of a run share, as arguments for another one: gin's, and how it logs."""
     files = [f"--gin_file={file}" for file in f.gin_file]
-    return files + [f"--gin_bindings={binding}" for binding in f.gin_bindings]
+    log = ["--log_json"] if "log_json" in f and f.log_json else []
+    return [*files, *(f"--gin_bindings={binding}" for binding in f.gin_bindings), *log]

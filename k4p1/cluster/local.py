@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from k4p1 import errors
+from k4p1 import errors, log_lines
 from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
 from k4p1.files import run_lock, run_record
@@ -153,7 +153,7 @@ class LocalCluster:
 
     def _last_line(self, member: _Member) -> str:
         lines = [line for line in self._said(member).splitlines() if line.strip()]
-        said = lines[-1].removeprefix("k4p1: ")[:300] if lines else "it said nothing"
+        said = log_lines.text_of(lines[-1]).removeprefix("k4p1: ")[:300] if lines else "it said nothing"
         return f"{member.spec.name}: {said} ({self.log(member.spec)})"
 
     def _said(self, member: _Member) -> str:

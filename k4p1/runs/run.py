@@ -16,7 +16,7 @@ from k4p1.engine.groups import freeze, write_back
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.rules import Rules
 from k4p1.files import atomic, status_file
-from k4p1.files.run_lock import check_usable, run_lock
+from k4p1.files.run_lock import RunLock, check_usable, run_lock
 from k4p1.files.status_file import StatusFile
 from k4p1.patches.patched_layer import FIXED
 from k4p1.patches.patched_model import PatchedModel
@@ -157,12 +157,18 @@ class _Hold:
 
     def __init__(self, stack: contextlib.ExitStack, folder: ModelDir | None):
         self._stack, self._folder = stack, folder
+        self._lock: RunLock | None = None
 
     def __call__(self) -> None:
         if self._folder is not None:
             folder, self._folder = self._folder, None
             check_usable(folder.root)
-            self._stack.enter_context(run_lock(folder.root))
+            self._lock = self._stack.enter_context(run_lock(folder.root))
+
+    def waits_for(self, whom: str) -> None:
+        """Writes into the folder for whom the coordinator waits."""
+        if self._lock is not None:
+            self._lock.waits_for(whom)
 
 
 @contextlib.contextmanager
@@ -193,7 +199,7 @@ def _connect(
     tasks: Sequence[Task],
     folder: ModelDir | None,
     settings: RunSettings,
-    hold: Callable[[], None],
+    hold: "_Hold",
 ) -> "RunCluster":
     from k4p1.cluster.run_cluster import RunCluster
 
@@ -208,7 +214,7 @@ def _connect(
     known_steps = {task: values.get("done", 0) for task, values in before.items()}
     hold()
     root = None if folder is None else folder.root
-    return RunCluster.connect(role, workers, settings, known_steps, root, settings.gin_hash)
+    return RunCluster.connect(role, workers, settings, known_steps, root, settings.gin_hash, hold.waits_for)
 
 
 def _for_refit(prepared: Sequence[PreparedTask], best_step: int) -> list[PreparedTask]:
