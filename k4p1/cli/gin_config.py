@@ -1,13 +1,14 @@
 """gin configuration: what gin files can name, where they are found, and mistakes that gin itself lets pass."""
 
 import inspect
+import pathlib
 import re
 import tokenize
 from collections.abc import Sequence
 
 import gin
 from k4p1 import backbones, engine, errors
-from k4p1.cli import gin_files
+from k4p1.cli import gin_files, gin_names
 from k4p1.engine import optimizers, schedules
 from k4p1.methods import decathlon, finetune, packnet, train
 from k4p1.tasks import Task
@@ -73,6 +74,7 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
         raise errors.ConfigError(
             f"macro '%{name}' has no value; {errors.nearest(name, macros)}give one: --gin_bindings '{name} = ...'"
         )
+    gin_names.check_names(list(map(pathlib.Path, paths)), bindings, _CONFIGURABLES)
     for name in sorted(macros - used):
         raise errors.ConfigError(f"unused macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}")
     return text
