@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import gin
 from k4p1 import backbones, engine, errors
-from k4p1.cli import gin_files, gin_names
+from k4p1.cli import gin_files, gin_names, gin_reference
 from k4p1.engine import optimizers, schedules
 from k4p1.methods import decathlon, finetune, packnet, train
 from k4p1.tasks import Task
@@ -78,6 +78,11 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     for name in sorted(macros - used):
         raise errors.ConfigError(f"unused macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}")
     return text
+
+
+def reference() -> str:
+    """All configurables with their parameters, as Markdown."""
+    return gin_reference.page(_CONFIGURABLES)
 
 
 def operative() -> str:

@@ -85,8 +85,18 @@ def inspect(f: flags.FlagValues, paths: Sequence[str]) -> None:
                 print(f"  {name:<22} {value}")
 
 
-@command("List the shipped gin files.")
+def _configs_flags(f: flags.FlagValues) -> None:
+    flags.DEFINE_bool("reference", False, "Print all that gin files can set, as Markdown.", flag_values=f)
+
+
+@command("List the shipped gin files, or all that gin files can set.", define=_configs_flags)
 def configs(f: flags.FlagValues) -> None:
     """`k4p1 configs`."""
+    if f.reference:
+        quiet_tensorflow.import_quietly()
+        from k4p1.cli import gin_config
+
+        print(gin_config.reference(), end="")
+        return
     for name, summary in gin_files.shipped().items():
         print(f"{name:<24} {summary}")
