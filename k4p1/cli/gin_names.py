@@ -34,7 +34,7 @@ class _Macro(str):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Statement:
+class Statement:
     """`scope/name.parameter = value`; without a parameter, a macro."""
 
     scope: str
@@ -45,10 +45,12 @@ class _Statement:
 
     @property
     def target(self) -> str:
+        """What is set."""
         path = f"{self.scope}/{self.name}" if self.scope else self.name
         return f"{path}.{self.parameter}" if self.parameter else path
 
     def parts(self, kind: type) -> list[Any]:
+        """What the value holds of a kind, such as text."""
         return [part for part in _flat(self.value) if isinstance(part, kind)]
 
 
@@ -73,16 +75,35 @@ def check_names(files: Sequence[pathlib.Path], bindings: Sequence[str], configur
       ConfigError: a scope that nothing refers to or for which nothing is set, a task without data or name, an unknown
         setting of a run, a setting without its function; with the place and the nearest name.
     """
-    statements = [s for file in files for s in _statements(file.read_text(encoding="utf-8"), str(file))]
-    statements += [s for binding in bindings for s in _statements(binding, _COMMAND_LINE)]
+    statements = _read(files, bindings)
     _check_scopes(statements)
-    effective = list({s.target: s for s in statements}.values())
-    _check_settings(effective, configurables)
-    _check_macros(effective, configurables)
-    _check_tasks(effective, configurables)
+    last = _last(statements)
+    _check_settings(last, configurables)
+    _check_macros(last, configurables)
+    _check_tasks(last, configurables)
 
 
-def _check_scopes(statements: Sequence[_Statement]) -> None:
+def effective(files: Sequence[pathlib.Path], bindings: Sequence[str]) -> list[Statement]:
+    """The statements of files and bindings that no later one replaces."""
+    return _last(_read(files, bindings))
+
+
+def includes(text: str) -> list[str]:
+    """The files that the text of a gin file includes, as it names them."""
+    parser = config_parser.ConfigParser(text, _Delegate())
+    return [s.filename for s in parser if isinstance(s, config_parser.IncludeStatement)]
+
+
+def _read(files: Sequence[pathlib.Path], bindings: Sequence[str]) -> list[Statement]:
+    statements = [s for file in files for s in _statements(file.read_text(encoding="utf-8"), str(file))]
+    return statements + [s for binding in bindings for s in _statements(binding, _COMMAND_LINE)]
+
+
+def _last(statements: Sequence[Statement]) -> list[Statement]:
+    return list({s.target: s for s in statements}.values())
+
+
+def _check_scopes(statements: Sequence[Statement]) -> None:
     """Statements that later ones replace count, too: what is set for a task that a run leaves out is not misspelt."""
     bound = {s.scope for s in statements if s.scope}
     referred = {scope for s in statements for r in s.parts(_Reference) for scope in _prefixes(r.scope)}
@@ -101,7 +122,7 @@ def _check_scopes(statements: Sequence[_Statement]) -> None:
             )
 
 
-def _check_settings(statements: Sequence[_Statement], configurables: Mapping[str, Callable]) -> None:
+def _check_settings(statements: Sequence[Statement], configurables: Mapping[str, Callable]) -> None:
     for s in statements:
         if s.name in RUN_FUNCTIONS and s.parameter:
             known = parameters(s.name, configurables[s.name])
@@ -109,7 +130,7 @@ def _check_settings(statements: Sequence[_Statement], configurables: Mapping[str
                 raise errors.ConfigError(f"{s.where}: {errors.unknown(f'setting of {s.name}', s.parameter, known)}")
 
 
-def _check_macros(statements: Sequence[_Statement], configurables: Mapping[str, Callable]) -> None:
+def _check_macros(statements: Sequence[Statement], configurables: Mapping[str, Callable]) -> None:
     used = {macro.rpartition("/")[2] for s in statements for macro in s.parts(_Macro)}
     active = {s.name for s in statements if s.parameter} | {r.name for s in statements for r in s.parts(_Reference)}
     settings: dict[str, str] = {}
@@ -128,7 +149,7 @@ def _check_macros(statements: Sequence[_Statement], configurables: Mapping[str, 
             raise errors.ConfigError(f"{s.where}: unused macro '{s.name}'; did you mean '{meant}'?")
 
 
-def _check_tasks(statements: Sequence[_Statement], configurables: Mapping[str, Callable]) -> None:
+def _check_tasks(statements: Sequence[Statement], configurables: Mapping[str, Callable]) -> None:
     signature = inspect.signature(configurables["Task"]).parameters.values()
     needed = [p.name for p in signature if p.default is inspect.Parameter.empty]
     given = {(s.scope, s.parameter) for s in statements if s.name == "Task"}
@@ -149,14 +170,14 @@ def parameters(name: str, configurable: Callable) -> list[str]:
     return named + ([f.name for f in dataclasses.fields(RunSettings)] if name in RUN_FUNCTIONS else [])
 
 
-def _statements(text: str, where: str) -> Iterator[_Statement]:
+def _statements(text: str, where: str) -> Iterator[Statement]:
     for s in config_parser.ConfigParser(text, _Delegate()):
         if isinstance(s, config_parser.IncludeStatement):
             path = gin_files.find(s.filename)
             yield from _statements(path.read_text(encoding="utf-8"), str(path))
         elif isinstance(s, config_parser.BindingStatement):
             place = where if where == _COMMAND_LINE else f"{where}, line {s.location.line_num}"
-            yield _Statement(s.scope, s.selector.rpartition(".")[2], s.arg_name, s.value, place)
+            yield Statement(s.scope, s.selector.rpartition(".")[2], s.arg_name, s.value, place)
 
 
 def _flat(value: Any) -> Iterator[Any]:

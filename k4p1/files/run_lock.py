@@ -127,7 +127,7 @@ def check_usable(folder: pathlib.Path) -> None:
     """
     if not folder.is_dir():
         return
-    ours = {RUN_FILE, NAME, status_file.NAME, "logs"}
+    ours = {RUN_FILE, NAME, status_file.NAME, "logs", "gin"}
     if not (folder / RUN_FILE).is_file() and any(path.name not in ours for path in folder.iterdir()):
         raise errors.ConfigError(f"{folder} is not empty and holds no run of k4p1; give a new or empty --model_dir")
     if (folder / NAME).is_file():
