@@ -1,6 +1,7 @@
 """What a subcommand is: its name, one line of help, its flags and its function, all in one place."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 from absl import flags
@@ -27,6 +28,9 @@ class Command:
 
 IMPORTS = "K4P1_IMPORT"
 """Environment variable: modules that `--import` named, for the processes that a command starts."""
+
+OFFLINE = "K4P1_OFFLINE"
+"""Environment variable: no data is downloaded; `k4p1.data.tfds_source` reads it, also in processes that a command starts."""
 
 COMMANDS: dict[str, Command] = {}
 """The subcommands by name, in the order of the overview."""
@@ -56,6 +60,17 @@ def gin_flags(f: flags.FlagValues, files: list[str], about_file: str, about_bind
     """`--gin_file` and `--gin_bindings`; a file on the command line replaces the default one."""
     flags.DEFINE_multi_string("gin_file", files, about_file, flag_values=f)
     flags.DEFINE_multi_string("gin_bindings", [], about_bindings, flag_values=f)
+
+
+def offline_flag(f: flags.FlagValues) -> None:
+    """`--offline`."""
+    flags.DEFINE_bool("offline", False, "Never download data: fail at once, and say what to prepare.", flag_values=f)
+
+
+def stay_offline(f: flags.FlagValues) -> None:
+    """Does what `--offline` says, for this process and those that it starts."""
+    if f.offline:
+        os.environ[OFFLINE] = "1"
 
 
 def log_flag(f: flags.FlagValues) -> None:

@@ -9,7 +9,7 @@ from absl import flags
 
 from k4p1 import errors, log_lines, quiet_tensorflow
 from k4p1.cli import gin_files
-from k4p1.cli.command import Define, command, gin_arguments, gin_flags, log_flag
+from k4p1.cli.command import Define, command, gin_arguments, gin_flags, log_flag, offline_flag, stay_offline
 
 
 def _run_flags(default_file: str, clusters: bool = True) -> Define:
@@ -21,6 +21,7 @@ def _run_flags(default_file: str, clusters: bool = True) -> Define:
         flags.DEFINE_bool("dry_run", False, dry_run, flag_values=f)
         flags.DEFINE_bool("resume", True, "Resume from the newest checkpoint in --model_dir.", flag_values=f)
         log_flag(f)
+        offline_flag(f)
         if not clusters:
             return
         local = "Run on a cluster of processes on this machine, such as ps:1,workers:2."
@@ -60,6 +61,7 @@ def packnet(f: flags.FlagValues) -> int:
 
 def _run(name: str, f: flags.FlagValues) -> int:
     """Runs the gin-configured function `name` where flags and environment say; what it prints becomes log lines."""
+    stay_offline(f)
     with log_lines.logging(f.log_json):
         return _run_somewhere(name, f)
 

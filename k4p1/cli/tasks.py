@@ -7,7 +7,7 @@ from absl import flags
 
 from k4p1 import errors, quiet_tensorflow
 from k4p1.cli import gin_files, sizes
-from k4p1.cli.command import command, gin_flags, model_dir_flag, task_flag
+from k4p1.cli.command import command, gin_flags, model_dir_flag, offline_flag, stay_offline, task_flag
 
 
 def _evaluate_flags(f: flags.FlagValues) -> None:
@@ -15,11 +15,13 @@ def _evaluate_flags(f: flags.FlagValues) -> None:
     task_flag(f)
     flags.DEFINE_string("split", "test", "train, validation, test or train+validation.", flag_values=f)
     flags.DEFINE_string("data", None, "Other data with the same labels.", flag_values=f)
+    offline_flag(f)
 
 
 @command("Compute the metrics of finished tasks on a split.", define=_evaluate_flags)
 def evaluate(f: flags.FlagValues) -> None:
     """`k4p1 evaluate`."""
+    stay_offline(f)
     quiet_tensorflow.import_quietly()
     from k4p1.runs import evaluate as evaluation
     from k4p1.runs import tables

@@ -60,12 +60,6 @@ def refusal(file, text, *bindings):
             "train.tasks names @digits/Task(), a task without data; add digits/Task.data = '...'",
         ),
         (
-            "digits/Task.name = 'digits'\n",
-            "",
-            3,
-            "train.tasks names @digits/Task(), a task without name; add digits/Task.name = '...'",
-        ),
-        (
             "train.steps = 3",
             "share_workers = True",
             4,

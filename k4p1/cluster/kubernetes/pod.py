@@ -58,6 +58,7 @@ def _container(job: ClusterJob, role: str, command: str) -> dict[str, Any]:
         "env": [
             {"name": "TF_CONFIG_TEMPLATE", "value": _template(job, role)},
             {"name": "HOME", "value": "/tmp"},
+            {"name": "K4P1_OFFLINE", "value": "1"},
             {"name": "MPLCONFIGDIR", "value": "/tmp"},
             *data,
         ],
