@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from k4p1.cluster.spec import on_this_machine
+from k4p1.cluster.spec import from_environment, on_this_machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ["steps = 3", "batch_size = 8", "train.recalibration_batches = 1"]
@@ -84,8 +84,8 @@ for pid in $pids; do wait $pid || exit 1; done
     assert {task: values["done"] for task, values in status["tasks"].items()} == {"digits": 3, "parity": 3}
 
 
-def test_the_slurm_script_submits_itself_and_runs_as_two_components(tmp_path):
-    """A stand-in for sbatch starts the job as Slurm would, one for srun the tasks of a component."""
+def test_the_slurm_script_submits_itself_and_starts_two_components(tmp_path, monkeypatch):
+    """Stand-ins for sbatch and srun start what Slurm would; one for k4p1 says what it is given."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.gin").write_text("include 'quickstart.gin'\nbatch_size = 8\n")
@@ -102,7 +102,11 @@ for rank in 0 1; do
 done
 for pid in $pids; do wait $pid || exit 1; done
 """
-    programs = {"sbatch": sbatch, "srun": srun, "k4p1": f'#!/bin/sh\nexec "{sys.executable}" -m k4p1 "$@"\n'}
+    k4p1 = f"""#!/bin/bash
+if [ "$1" = configs ]; then exec "{sys.executable}" -m k4p1 "$@"; fi
+printf '%s\\n' "$TF_CONFIG" "$PWD" "$SET_UP" "$@" > {tmp_path}/started.$$
+"""
+    programs = {"sbatch": sbatch, "srun": srun, "k4p1": k4p1}
     for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
@@ -120,8 +124,26 @@ for pid in $pids; do wait $pid || exit 1; done
     assert {"--time=1:00:00", "--ntasks=2", "--partition=gpu", f"--output={folder}/logs/slurm-%j.out"} <= set(servers)
     assert {"--time=1:00:00", "--ntasks=2", "--partition=gpu", "--gpus-per-task=1"} <= set(workers)
     assert not any(option.startswith("--gpus") for option in servers)
-    status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "finished" and set(status["workers"]) == {"0", "1"}
+    found = {}
+    for path in tmp_path.glob("started.*"):
+        config, where, set_up, *arguments = path.read_text().splitlines()
+        monkeypatch.setenv("TF_CONFIG", config)
+        role = from_environment()
+        found[role.job, role.index] = (role.address, arguments[0])
+        assert where == f"{folder}/gin" and set_up == "1"
+        assert arguments[1:] == [
+            f"--gin_file={folder}/gin/mine.gin",
+            f"--model_dir={folder}",
+            *(f"--gin_bindings={binding}" for binding in bindings),
+        ]
+    assert {role: command for role, (_, command) in found.items()} == {
+        ("chief", 0): "train",
+        ("ps", 0): "join",
+        ("worker", 0): "join",
+        ("worker", 1): "join",
+    }
+    assert len({address for address, _ in found.values()}) == 4  # a port each, though all are on one node
+    assert (folder / "gin" / "quickstart.gin").is_file()
 
 
 def test_the_slurm_script_submits_nothing_that_cannot_run(tmp_path):

@@ -128,7 +128,7 @@ def test_a_name_that_is_near_nothing():
 
 def test_what_is_not_prepared_is_not_downloaded_unasked(tmp_path):
     with pytest.raises(
-        errors.DataError, match="'mnist' is not prepared .*, and downloads are not allowed; run tfds.builder"
+        errors.DataError, match=r"'mnist' is not prepared .*, and downloads are not allowed; run tfds.builder"
     ):
         Tfds("mnist", data_dir=str(tmp_path), download=False)
 
