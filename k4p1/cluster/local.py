@@ -20,6 +20,7 @@ _STOP_SECONDS = 60.0
 _MOST_RESTARTS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSALS = (1, 2)
+_OPEN = "TensorFlow's servers listen on all interfaces, without authentication, while this local cluster runs"
 
 
 @dataclasses.dataclass
@@ -180,8 +181,9 @@ def launch(
     model_dir = model_dir.absolute()
     run_lock.check_usable(model_dir)
     run_record.announce(model_dir, gin_hash)
-    shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
+    shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume", "--metrics_port"))]
     caught: list[int] = []
+    print(_OPEN, file=sys.stderr, flush=True)
     with LocalCluster(servers, workers, model_dir, shared) as cluster:
         environment = {
             **os.environ,

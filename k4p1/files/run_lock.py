@@ -25,14 +25,13 @@ class RunLock:
     """The lock of a folder in the hands of this process; its file says who holds it, and for whom that process waits."""
 
     def __init__(self, handle):
-        self._handle = handle
+        self._handle, self._who = handle, f"process {os.getpid()} on {socket.gethostname()}\n"
 
     def waits_for(self, whom: str) -> None:
         """Says for whom the process waits before it can begin; empty: for nobody."""
-        who = f"process {os.getpid()} on {socket.gethostname()}\n"
         self._handle.seek(0)
         self._handle.truncate(0)
-        self._handle.write(who + (f"{_WAITS_FOR}{whom}\n" if whom else ""))
+        self._handle.write(self._who + (f"{_WAITS_FOR}{whom}\n" if whom else ""))
         self._handle.flush()
 
     def text(self) -> str:

@@ -23,6 +23,7 @@ from k4p1.patches.patched_model import PatchedModel
 from k4p1.runs import tables
 from k4p1.runs.description import describe
 from k4p1.runs.finalize import finalize, recalibrate
+from k4p1.runs.metrics_server import metrics_server
 from k4p1.runs.model_dir import ModelDir
 from k4p1.runs.settings import RunSettings
 from k4p1.runs.training import TrainingPlace, train
@@ -66,7 +67,11 @@ def run(
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
     role = where_to_run().role
     status = StatusFile()
-    with contextlib.ExitStack() as held, _outcome(status, on_cluster=role is not None):
+    with (
+        metrics_server(status, settings.metrics_port),
+        contextlib.ExitStack() as held,
+        _outcome(status, on_cluster=role is not None),
+    ):
         # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
         hold = _Hold(held, folder)
         cluster = _connect(role, backbone, tasks, folder, settings, hold) if role is not None else None
