@@ -1,6 +1,7 @@
 """The package as it is installed: gin files are found from anywhere, and nothing imports TensorFlow too early."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,29 @@ def test_gin_files_are_found_by_short_name_from_anywhere(tmp_path, how):
     home = site if how == "installed" else checkout
     assert pathlib.Path(where).is_relative_to(home) and pathlib.Path(path).is_relative_to(home)
     assert names.split() == SHIPPED
+
+
+def test_the_constraints_name_every_requirement_in_its_range():
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.!+-]+", line) for line in lines)  # no host, no path
+    listed = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)[1]
+    required = [Requirement(text) for text in re.findall(r'"([^"]+)"', re.sub("#.*", "", listed))]
+    assert len(required) > 10
+    for requirement in required:
+        name = requirement.name.lower().replace("_", "-")
+        assert name in pinned and requirement.specifier.contains(pinned[name]), name
+
+
+def test_the_image_gets_what_the_package_is_built_of():
+    """What `.dockerignore` lets pass is what a build needs; the image runs as another user than root."""
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    needed = {"k4p1", "gin", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "constraints.txt"}
+    assert needed <= set(kept)
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert "USER 10001:10001" in lines and any("--constraint constraints.txt" in line for line in lines)
 
 
 def test_no_python_file_shadows_gin():

@@ -134,7 +134,12 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def mobilenet_v2(weights: str | None = None, width: float = 1.0) -> Backbone:
-    """MobileNetV2 of any width: 17,056 batch normalisation channels and 64,224 depthwise kernel values at width 1."""
+    """MobileNetV2 of any width: 17,056 batch normalisation channels and 64,224 depthwise kernel values at width 1.
+
+    Args:
+      weights: None (random), `imagenet`, or the path of a weight file; see `application`.
+      width: multiplies the filters of every convolution.
+    """
     return application("MobileNetV2", weights=weights, width=width)
 
 
@@ -142,6 +147,10 @@ def inception_v3(weights: str | None = None, width: float = 1.0) -> Backbone:
     """InceptionV3: 17,216 batch normalisation channels, without scales in Keras; a scale-and-bias patch adds them.
 
     Keras has it at width 1 only; another width multiplies the filters of every convolution, and has no ImageNet weights.
+
+    Args:
+      weights: None (random), `imagenet`, or the path of a weight file; see `application`.
+      width: multiplies the filters of every convolution.
     """
     return application("InceptionV3", weights=weights, width=width)
 

@@ -59,6 +59,9 @@ def save(backbone: Backbone, path: str | pathlib.Path) -> str:
 def load(path: str | pathlib.Path) -> Backbone:
     """Builds the backbone of a file; nothing but the file is opened or downloaded.
 
+    Args:
+      path: of a backbone file, such as `MODEL_DIR/backbone/backbone.safetensors`.
+
     Raises:
       ArtifactError: damaged, of another version, or it cannot be built here as it was.
     """

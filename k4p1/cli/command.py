@@ -1,6 +1,7 @@
 """What a subcommand is: its name, one line of help, its flags and its function, all in one place."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 from absl import flags
@@ -27,6 +28,9 @@ class Command:
 
 IMPORTS = "K4P1_IMPORT"
 """Environment variable: modules that `--import` named, for the processes that a command starts."""
+
+OFFLINE = "K4P1_OFFLINE"
+"""Environment variable: no data is downloaded; `k4p1.data.tfds_source` reads it, also in processes that a command starts."""
 
 COMMANDS: dict[str, Command] = {}
 """The subcommands by name, in the order of the overview."""
@@ -58,7 +62,25 @@ def gin_flags(f: flags.FlagValues, files: list[str], about_file: str, about_bind
     flags.DEFINE_multi_string("gin_bindings", [], about_bindings, flag_values=f)
 
 
+def offline_flag(f: flags.FlagValues) -> None:
+    """`--offline`."""
+    flags.DEFINE_bool("offline", False, "Never download data: fail at once, and say what to prepare.", flag_values=f)
+
+
+def stay_offline(f: flags.FlagValues) -> None:
+    """Does what `--offline` says, for this process and those that it starts."""
+    if f.offline:
+        os.environ[OFFLINE] = "1"
+
+
+def log_flag(f: flags.FlagValues) -> None:
+    """`--log_json`."""
+    what = "Log lines as JSON objects (time, level, text; event, tasks of progress)."
+    flags.DEFINE_bool("log_json", False, what, flag_values=f)
+
+
 def gin_arguments(f: flags.FlagValues) -> list[str]:
-    """The gin flags as arguments for another process."""
+    """The flags that all processes of a run share, as arguments for another one: gin's, and how it logs."""
     files = [f"--gin_file={file}" for file in f.gin_file]
-    return files + [f"--gin_bindings={binding}" for binding in f.gin_bindings]
+    log = ["--log_json"] if "log_json" in f and f.log_json else []
+    return [*files, *(f"--gin_bindings={binding}" for binding in f.gin_bindings), *log]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import gin
 from k4p1 import backbones, engine, errors
-from k4p1.cli import gin_files, gin_types
+from k4p1.cli import gin_files, gin_names, gin_reference, gin_types
 from k4p1.engine import optimizers, schedules
 from k4p1.methods import decathlon, finetune, nettailor, packnet, train
 from k4p1.runs import stages
@@ -82,6 +82,7 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
         raise errors.ConfigError(
             f"macro '%{name}' has no value; {errors.nearest(name, macros)}give one: --gin_bindings '{name} = ...'"
         )
+    gin_names.check_names(list(map(pathlib.Path, paths)), bindings, _CONFIGURABLES)
     for name in sorted(macros - used):
         raise errors.ConfigError(f"unused macro '{name}'; {errors.nearest(name, used)}Used: {', '.join(sorted(used))}")
     return text
@@ -91,6 +92,11 @@ def _references(text: str) -> set[str]:
     """The macros that a configuration refers to; a percent sign in quotes is none."""
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     return {name.string for sign, name in itertools.pairwise(tokens) if sign.string == "%" and name.type == tokenize.NAME}
+
+
+def reference() -> str:
+    """All configurables with their parameters, as Markdown."""
+    return gin_reference.page(_CONFIGURABLES)
 
 
 def operative() -> str:

@@ -1,5 +1,6 @@
 """The command line: finds the subcommand, reads its flags, and turns errors into one line and an exit code."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -7,7 +8,7 @@ import warnings
 
 from absl import flags
 
-from k4p1 import errors, quiet_tensorflow
+from k4p1 import errors, log_lines, quiet_tensorflow
 from k4p1.cli import cluster, runs, serving, studies, tasks
 from k4p1.cli.command import COMMANDS, IMPORTS, Command
 
@@ -25,12 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     except errors.K4p1Error as e:
         if debug:
             raise
-        print(f"k4p1: {str(e).splitlines()[0]}", file=sys.stderr)  # gin adds lines about its calls
+        _tell(str(e).splitlines()[0], argv)  # gin adds lines about its calls
         return e.exit_code
     except KeyboardInterrupt:
         if debug:
             raise
-        print("k4p1: interrupted", file=sys.stderr)
+        _tell("interrupted", argv)
         return 130
     except BrokenPipeError:
         return 0
@@ -38,8 +39,14 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         first = (str(e).strip().splitlines() or [""])[0][:300]
-        print(f"k4p1: {type(e).__name__}: {first} (--debug shows where)", file=sys.stderr)
+        _tell(f"{type(e).__name__}: {first} (--debug shows where)", argv)
         return 1
+
+
+def _tell(error: str, argv: list[str]) -> None:
+    """One line, as a JSON object where the other lines are."""
+    with log_lines.logging(as_json=True) if "--log_json" in argv else contextlib.nullcontext():
+        print(f"k4p1: {error}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:

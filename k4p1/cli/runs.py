@@ -1,5 +1,6 @@
 """Subcommands that train: `train`, `finetune`, `decathlon`, `packnet`, `nettailor`."""
 
+import os
 import pathlib
 import shlex
 import sys
@@ -7,9 +8,12 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from k4p1 import errors, quiet_tensorflow
+from k4p1 import errors, log_lines, quiet_tensorflow
 from k4p1.cli import gin_files
-from k4p1.cli.command import Define, command, gin_arguments, gin_flags
+from k4p1.cli.command import Define, command, gin_arguments, gin_flags, log_flag, offline_flag, stay_offline
+
+_COMMAND_LINE = "K4P1_COMMAND_LINE"
+"""Environment variable of a coordinator that another process starts: what its user typed."""
 
 
 def _run_flags(default_file: str, clusters: bool = True) -> Define:
@@ -20,6 +24,10 @@ def _run_flags(default_file: str, clusters: bool = True) -> Define:
         dry_run = "Build everything, print parameters and update rules, take one step per task, write nothing."
         flags.DEFINE_bool("dry_run", False, dry_run, flag_values=f)
         flags.DEFINE_bool("resume", True, "Resume from the newest checkpoint in --model_dir.", flag_values=f)
+        log_flag(f)
+        offline_flag(f)
+        about_port = "Serve metrics for Prometheus at this port, /metrics, on all interfaces."
+        flags.DEFINE_integer("metrics_port", None, about_port, flag_values=f, lower_bound=1, upper_bound=65535)
         if not clusters:
             return
         local = "Run on a cluster of processes on this machine, such as ps:1,workers:2."
@@ -64,7 +72,13 @@ def nettailor(f: flags.FlagValues) -> int:
 
 
 def _run(name: str, f: flags.FlagValues) -> int:
-    """Runs the gin-configured function `name` where flags and environment say."""
+    """Runs the gin-configured function `name` where flags and environment say; what it prints becomes log lines."""
+    stay_offline(f)
+    with log_lines.logging(f.log_json):
+        return _run_somewhere(name, f)
+
+
+def _run_somewhere(name: str, f: flags.FlagValues) -> int:
     from k4p1.cluster.place import Place, where_to_run
     from k4p1.cluster.spec import COORDINATOR
 
@@ -78,13 +92,22 @@ def _run(name: str, f: flags.FlagValues) -> int:
         from k4p1.cluster import local
 
         arguments = [*gin_arguments(f), *([] if f.resume else ["--noresume"])]
+        arguments += [] if f.metrics_port is None else [f"--metrics_port={f.metrics_port}"]
         model_dir = pathlib.Path(f.model_dir).expanduser()
-        return local.launch(name, arguments, model_dir, *where.launch, gin_files.digest(f.gin_file, f.gin_bindings))
+        os.environ[_COMMAND_LINE] = _command_line()
+        try:
+            return local.launch(name, arguments, model_dir, *where.launch, gin_files.digest(f.gin_file, f.gin_bindings))
+        finally:
+            del os.environ[_COMMAND_LINE]
     if flag.get("slurm") is not None and where.role is not None and where.role.job != COORDINATOR:
         from k4p1.cluster import server
 
         server.serve_and_exit(where.role, pathlib.Path(f.model_dir), gin_files.digest(f.gin_file, f.gin_bindings))
     return _run_here(name, f)
+
+
+def _command_line() -> str:
+    return shlex.join(["k4p1", *sys.argv[1:]])
 
 
 def _run_here(name: str, f: flags.FlagValues) -> int:
@@ -101,13 +124,20 @@ def _run_here(name: str, f: flags.FlagValues) -> int:
     def texts() -> Mapping[str, str]:
         for binding in gin_config.unused():
             print(f"k4p1: warning: unused binding '{binding}'", file=sys.stderr)
-        line = " ".join(map(shlex.quote, ["k4p1", *sys.argv[1:]]))
+        line = os.environ.get(_COMMAND_LINE) or _command_line()
         return {"config.gin": text, "operative_config.gin": gin_config.operative(), "command.txt": line + "\n"}
 
     gin_hash = gin_files.digest(f.gin_file, f.gin_bindings)
     function = gin_config.CONFIGURABLES[name]
     try:
-        function(model_dir=f.model_dir, dry_run=f.dry_run, resume=f.resume, gin_hash=gin_hash, texts=texts)
+        function(
+            model_dir=f.model_dir,
+            dry_run=f.dry_run,
+            resume=f.resume,
+            metrics_port=f.metrics_port,
+            gin_hash=gin_hash,
+            texts=texts,
+        )
     except TypeError as e:
         missing = str(e).splitlines()[0]
         if "argument" not in missing:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from k4p1 import quiet_tensorflow
+from k4p1 import errors, quiet_tensorflow
 from k4p1.cli import gin_files, sizes
-from k4p1.cli.command import command, model_dir_flag, task_flag
+from k4p1.cli.command import command, gin_flags, model_dir_flag, offline_flag, stay_offline, task_flag
 
 
 def _evaluate_flags(f: flags.FlagValues) -> None:
@@ -15,11 +15,13 @@ def _evaluate_flags(f: flags.FlagValues) -> None:
     task_flag(f)
     flags.DEFINE_string("split", "test", "train, validation, test or train+validation.", flag_values=f)
     flags.DEFINE_string("data", None, "Other data with the same labels.", flag_values=f)
+    offline_flag(f)
 
 
 @command("Compute the metrics of finished tasks on a split.", define=_evaluate_flags)
 def evaluate(f: flags.FlagValues) -> None:
     """`k4p1 evaluate`."""
+    stay_offline(f)
     quiet_tensorflow.import_quietly()
     from k4p1.runs import evaluate as evaluation
     from k4p1.runs import tables
@@ -88,8 +90,38 @@ def inspect(f: flags.FlagValues, paths: Sequence[str]) -> None:
                 print(f"  {name:<22} {value}")
 
 
-@command("List the shipped gin files.")
+def _configs_flags(f: flags.FlagValues) -> None:
+    flags.DEFINE_bool("reference", False, "Print all that gin files can set, as Markdown.", flag_values=f)
+    gin_flags(f, [], "With --copy_to: what to check and to copy.", "With --copy_to: bindings, checked with the files.")
+    flags.DEFINE_string("copy_to", None, "Copy gin files, with all that they include, into this folder.", flag_values=f)
+
+
+@command("List the shipped gin files, or all that gin files can set; copy gin files for a job.", define=_configs_flags)
 def configs(f: flags.FlagValues) -> None:
     """`k4p1 configs`."""
+    if f.reference:
+        quiet_tensorflow.import_quietly()
+        from k4p1.cli import gin_config
+
+        print(gin_config.reference(), end="")
+        return
+    if f.copy_to is not None:
+        _copy(f)
+        return
     for name, summary in gin_files.shipped().items():
         print(f"{name:<24} {summary}")
+
+
+def _copy(f: flags.FlagValues) -> None:
+    """Checks gin files and bindings, and copies the files; prints their names in the folder."""
+    quiet_tensorflow.import_quietly()
+    from k4p1.cli import gin_bundle, gin_config
+    from k4p1.files import atomic
+
+    if not f.gin_file:
+        raise errors.ConfigError("k4p1 configs --copy_to needs --gin_file")
+    gin_config.load(f.gin_file, f.gin_bindings)
+    names, texts = gin_bundle.carried(f.gin_file)
+    for name, text in texts.items():
+        atomic.write_text(pathlib.Path(f.copy_to).expanduser() / name, text)
+    print("\n".join(names))

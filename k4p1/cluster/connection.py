@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
@@ -24,6 +24,7 @@ class Connection:
     Args:
       spec: the cluster, seen by its coordinator.
       startup_timeout_s: how long to wait.
+      tell: told for whom it waits, each time that this changes; at the end nobody (an empty text).
 
     Attributes:
       coordinator: asks workers to take steps.
@@ -34,8 +35,8 @@ class Connection:
       ClusterError: no process answers at some address; names it.
     """
 
-    def __init__(self, spec: ClusterSpec, startup_timeout_s: float):
-        wait_for(spec, startup_timeout_s)
+    def __init__(self, spec: ClusterSpec, startup_timeout_s: float, tell: Callable[[str], None] = lambda whom: None):
+        wait_for(spec, startup_timeout_s, tell)
         os.environ["GRPC_FAIL_FAST"] = "use_caller"
         tf.get_logger().setLevel("CRITICAL")  # lost workers are reported by k4p1 itself
         jobs = {job: list(addresses) for job, addresses in spec.jobs.items()}
@@ -62,24 +63,27 @@ def check_port(spec: ClusterSpec) -> None:
             raise errors.ConfigError(f"{spec.name}: port {port} of {spec.address} cannot be used ({e.strerror})") from e
 
 
-def wait_for(spec: ClusterSpec, startup_timeout_s: float) -> None:
-    """Waits until somebody listens at every address of servers and workers; one line says for whom.
+def wait_for(spec: ClusterSpec, startup_timeout_s: float, tell: Callable[[str], None] = lambda whom: None) -> None:
+    """Waits until somebody listens at every address of servers and workers; one line says for whom, and `tell` is told.
 
     Raises:
       ClusterError: none does after `startup_timeout_s` seconds.
     """
     missing = [spec.of(job, i) for job in (SERVER, WORKER) for i in range(len(spec.jobs[job]))]
-    start, told = time.monotonic(), False
+    start, told, names = time.monotonic(), False, ""
     while missing := [one for one in missing if not _listens(one.address)]:
         waited = time.monotonic() - start
         if waited > startup_timeout_s:
             raise errors.ClusterError(
                 f"no answer from {_names(missing)} after {waited:.0f} s; start it or fix the address, then try again"
             )
+        if names != (names := _names(missing)):
+            tell(names)
         if not told and waited > _SILENT_SECONDS:
             told = True
             print(f"waiting for {_names(missing)}", file=sys.stderr, flush=True)
         time.sleep(_LOOK_SECONDS)
+    tell("")
 
 
 def _names(specs: Iterable[ClusterSpec]) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from k4p1 import errors
+from k4p1 import errors, log_lines
 from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
 from k4p1.files import run_lock, run_record
@@ -20,6 +20,7 @@ _STOP_SECONDS = 60.0
 _MOST_RESTARTS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSALS = (1, 2)
+_OPEN = "TensorFlow's servers listen on all interfaces, without authentication, while this local cluster runs"
 
 
 @dataclasses.dataclass
@@ -153,7 +154,7 @@ class LocalCluster:
 
     def _last_line(self, member: _Member) -> str:
         lines = [line for line in self._said(member).splitlines() if line.strip()]
-        said = lines[-1].removeprefix("k4p1: ")[:300] if lines else "it said nothing"
+        said = log_lines.text_of(lines[-1]).removeprefix("k4p1: ")[:300] if lines else "it said nothing"
         return f"{member.spec.name}: {said} ({self.log(member.spec)})"
 
     def _said(self, member: _Member) -> str:
@@ -180,8 +181,9 @@ def launch(
     model_dir = model_dir.absolute()
     run_lock.check_usable(model_dir)
     run_record.announce(model_dir, gin_hash)
-    shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume"))]
+    shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume", "--metrics_port"))]
     caught: list[int] = []
+    print(_OPEN, file=sys.stderr, flush=True)
     with LocalCluster(servers, workers, model_dir, shared) as cluster:
         environment = {
             **os.environ,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from k4p1 import errors
 from k4p1.cluster.connection import Connection, check_port
@@ -61,6 +61,7 @@ class RunCluster:
         known_steps: Mapping[str, int],
         model_dir: pathlib.Path | None,
         gin_hash: str,
+        tell: Callable[[str], None] = lambda whom: None,
     ) -> "RunCluster":
         """Says which run this is, and waits for servers and workers.
 
@@ -71,6 +72,7 @@ class RunCluster:
           known_steps: see the class.
           model_dir: where the run is announced; None announces nothing.
           gin_hash: of the configuration.
+          tell: told for whom the coordinator waits.
 
         Raises:
           ClusterError: no answer from some address.
@@ -79,7 +81,7 @@ class RunCluster:
         if model_dir is not None:
             run_record.announce(model_dir, gin_hash)
         if spec.as_tf_config() not in _connections:
-            _connections[spec.as_tf_config()] = Connection(spec, policy.startup_timeout_s)
+            _connections[spec.as_tf_config()] = Connection(spec, policy.startup_timeout_s, tell)
         return cls(_connections[spec.as_tf_config()], requests, policy, known_steps)
 
     def trainer(

@@ -28,7 +28,7 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
       gin_hash: of the configuration; see `run_record.compare`.
 
     Raises:
-      ConfigError: another version or configuration than the run's, no such folder, or a port in use.
+      ConfigError: another version or configuration than the run's, or a port in use.
     """
     end_with_parent(gently=False)
     if run_record.is_announced(model_dir):
@@ -70,7 +70,8 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
 def wait_for_run(model_dir: pathlib.Path, gin_hash: str, who: str, coordinator: str) -> None:
     """Waits until the coordinator has begun its run, then compares."""
     if not run_record.is_announced(model_dir):
-        print(f"{who}: waiting for the coordinator ({coordinator}) to begin its run in {model_dir}", flush=True)
+        missing = "" if model_dir.is_dir() else ", which does not exist here yet (is the shared file system mounted?)"
+        print(f"{who}: waiting for the coordinator ({coordinator}) to begin its run in {model_dir}{missing}", flush=True)
         while not run_record.is_announced(model_dir):
             time.sleep(_LOOK_SECONDS)
     run_record.compare(model_dir, gin_hash)

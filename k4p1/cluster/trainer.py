@@ -131,7 +131,7 @@ class ClusterTrainer:
                     self._watch(heartbeat, stop, evaluation)
                 except (tf.errors.OpError, errors.ServerLostError) as e:
                     if stop.caught:  # who asks for an end must not get a restart
-                        raise stop.error(self._saved if self._books.saves else None) from e
+                        raise stop.error(self._books.saved) from e
                     raise
             return self._books.best_vectors()
         except tf.errors.OpError as e:
@@ -271,7 +271,7 @@ class ClusterTrainer:
             if over:
                 return
             if stop.caught:
-                raise stop.error(self._saved if self._books.saves else None)
+                raise stop.error(self._books.saved)
 
     def _report(self, arrived: Sequence[StepReport], done: Mapping[str, int]) -> None:
         while self._news:
@@ -329,7 +329,8 @@ class ClusterTrainer:
             with self._lock:
                 borrowed = self._groups.borrow(task) if self._policy.borrow_workers else None
             if borrowed is None:
-                saved = f"saved at step {self._save()}" if self._books.saves else "nothing was saved (no model_dir)"
+                self._save()
+                saved = self._books.saved or "nothing was saved (no model_dir)"
                 raise errors.ClusterError(
                     f"task '{task}' has had no live worker for {self._policy.no_worker_timeout_s:g} s; {saved}; bring its "
                     "workers back and start again, or set borrow_workers = True"

@@ -1,10 +1,14 @@
 """Data sets of TensorFlow Datasets: by name, or prepared in a directory."""
 
 import difflib
+import os
 import pathlib
 
 from k4p1 import errors
 from k4p1.data.source import Source
+
+OFFLINE = "K4P1_OFFLINE"
+"""Environment variable: nothing is downloaded; processes that a run starts inherit it."""
 
 
 class Tfds(Source):
@@ -16,13 +20,14 @@ class Tfds(Source):
       name: a TFDS name such as `cifar100` or `oxford_flowers102:2.1.1`, or the directory of a prepared data set, the one
         that holds `dataset_info.json`.
       data_dir: where TFDS keeps its data sets; None for its default.
-      download: whether TFDS may download and prepare what is missing.
+      download: whether TFDS may download and prepare what is missing; None: unless the environment variable K4P1_OFFLINE is
+        set, as `--offline` does.
 
     Raises:
       DataError: unknown or not prepared, or without an image feature.
     """
 
-    def __init__(self, name: str, data_dir: str | None = None, download: bool = True):
+    def __init__(self, name: str, data_dir: str | None = None, download: bool | None = None):
         import tensorflow_datasets as tfds
 
         self._tfds, self.name = tfds, name
@@ -39,7 +44,7 @@ class Tfds(Source):
         except Exception as e:  # TFDS raises many kinds for a damaged directory or version
             raise errors.DataError(f"TFDS cannot open '{name}': {_first_line(e)}") from e
         if not self._builder.info.splits:
-            self._prepare(download)
+            self._prepare(not os.environ.get(OFFLINE) if download is None else download)
         features = self._builder.info.features
         self._image = self._find(features, tfds.features.Image)
         label = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
@@ -55,7 +60,12 @@ class Tfds(Source):
 
     def _prepare(self, download: bool) -> None:
         if not download:
-            raise errors.DataError(f"TFDS data set '{self.name}' is not prepared; prepare it, or allow the download")
+            where = pathlib.Path(self._builder.data_dir)
+            call = f"tfds.builder({self.name!r}, data_dir=FOLDER).download_and_prepare()"
+            raise errors.DataError(
+                f"TFDS data set '{self.name}' is not prepared ({where} is missing), and downloads are not allowed; run "
+                f"{call} on a machine that may, and copy FOLDER here: give it as data_dir, or TFDS_DATA_DIR"
+            )
         try:
             self._builder.download_and_prepare()
         except Exception as e:  # network, disk and checksum errors have no common base

@@ -128,11 +128,17 @@ class Bookkeeping:
         )
         self._validated = any(task.validation is not None for task in tasks)
         self._best: dict[str, np.ndarray] | None = None
+        self._saved_at = dict.fromkeys(self._tasks, 0)
 
     @property
-    def saves(self) -> bool:
-        """Whether there is a place for checkpoints."""
-        return self._checkpoints is not None
+    def saved(self) -> str | None:
+        """Where the last state was saved, as `k4p1 status` counts: `saved at step 5 (a 3/4, b 2/4)`; None: nowhere."""
+        if self._checkpoints is None:
+            return None
+        return f"saved at step {sum(self._saved_at.values())} ({self._counted(self._saved_at)})"
+
+    def _counted(self, done: Mapping[str, int]) -> str:
+        return ", ".join(f"{task} {step}/{self.targets[task]}" for task, step in done.items())
 
     def resume(self) -> dict[str, int] | None:
         """Goes on from the newest checkpoint: the steps of each task there, or None without one."""
@@ -145,8 +151,8 @@ class Bookkeeping:
             kept = Progress.from_json(best.progress)
             self.progress.best, self.progress.best_step = kept.best, kept.best_step
         done = self._store.done()
-        steps = ", ".join(f"{task} {step}/{self.targets[task]}" for task, step in done.items())
-        self._reporter.message(f"resuming from the checkpoint at {steps}")
+        self._saved_at = done
+        self._reporter.message(f"resuming from the checkpoint at {self._counted(done)}")
         return done
 
     def report(self, reports: Sequence[StepReport], done: Mapping[str, int]) -> None:
@@ -201,12 +207,15 @@ class Bookkeeping:
           DivergedError: a value is not finite; nothing is written then.
         """
         snapshot = self._store.snapshot() if snapshot is None else snapshot
-        total = sum(int(snapshot[f"ticket/{task}"]) for task in self._tasks)
+        done = {task: int(snapshot[f"ticket/{task}"]) for task in self._tasks}
+        total = sum(done.values())
         if self._checkpoints:
             for name, value in snapshot.items():
                 if not np.isfinite(value).all():
                     raise errors.DivergedError(f"'{name}' is not finite after {total} steps; the checkpoint before it stays")
             self._checkpoints.save(total, snapshot, self.progress.as_json())
+            self._saved_at = done
+            self._reporter.saved(done)
         return total
 
     def best_vectors(self) -> dict[str, np.ndarray]:

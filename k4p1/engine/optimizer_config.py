@@ -94,6 +94,10 @@ def k4p1_rmsprop(learning_rate: float = 0.045, **settings: Any) -> OptimizerConf
 
     The paper names rate and decay; rho 0.9, momentum 0.9 and epsilon 1.0 are those of the MobileNetV2 and Inception training
     that it follows. With epsilon 1e-7 this rate does not learn.
+
+    Args:
+      learning_rate: the base rate.
+      **settings: further fields of `OptimizerConfig`; `optimizer` and `schedule` are set.
     """
     return OptimizerConfig(
         learning_rate=learning_rate,

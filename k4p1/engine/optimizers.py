@@ -68,7 +68,12 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """`a <- momentum a - r g`, `w <- w + a`; Nesterov: `w <- w + momentum a - r g`. Without momentum `w <- w - r g`."""
+    """`a <- momentum a - r g`, `w <- w + a`; Nesterov: `w <- w + momentum a - r g`. Without momentum `w <- w - r g`.
+
+    Attributes:
+      momentum: share of the last step that the next one keeps, in [0, 1).
+      nesterov: look ahead by the momentum.
+    """
 
     momentum: float = 0.0
     nesterov: bool = False
@@ -94,7 +99,13 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RMSProp(Optimizer):
-    """`s <- rho s + (1 - rho) g^2`, `a <- momentum a + r g / sqrt(s + epsilon)`, `w <- w - a`."""
+    """`s <- rho s + (1 - rho) g^2`, `a <- momentum a + r g / sqrt(s + epsilon)`, `w <- w - a`.
+
+    Attributes:
+      rho: decay of the mean squared gradient s.
+      momentum: share of the last step that the next one keeps, in [0, 1).
+      epsilon: added to s.
+    """
 
     rho: float = 0.9
     momentum: float = 0.0
@@ -123,6 +134,11 @@ class Adam(Optimizer):
     """`m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`, `w <- w - r sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)`.
 
     t is the number of updates of this vector, not of the run. With a weight decay this is AdamW.
+
+    Attributes:
+      beta_1: b1, decay of the mean gradient m.
+      beta_2: b2, decay of the mean squared gradient v.
+      epsilon: eps.
     """
 
     decoupled: ClassVar[bool] = True

@@ -12,6 +12,7 @@ import tensorflow as tf
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from k4p1 import log_lines
 from k4p1.files import atomic
 from k4p1.files.status_file import TRAINING, StatusFile
 
@@ -94,14 +95,13 @@ class Reporter:
         )
         if not self._console.is_terminal and time.monotonic() - self._last_line > _PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
-            self._console.print(
-                "  ".join(
+            if not self._console.quiet:
+                text = "  ".join(
                     f"{task} {done[task]}/{target}" + (f" loss {found[task]['loss']:.3f}" if found[task] else "")
                     for task, target in self._steps.items()
-                ),
-                highlight=False,
-                soft_wrap=True,
-            )
+                )
+                tasks = {task: {"done": done[task], "target": target, **found[task]} for task, target in self._steps.items()}
+                log_lines.record(text, event="progress", tasks=tasks)
 
     def _measure(self, name: str, reports: Sequence[Any]) -> dict[str, float]:
         """Mean loss, speed and staleness of steps."""
@@ -122,6 +122,10 @@ class Reporter:
         values = {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
         self._log("eval", task, step, values)
         self.status.update(tasks={task: values})
+
+    def saved(self, done: Mapping[str, int]) -> None:
+        """Keeps in `status.json` at which steps the newest checkpoint is."""
+        self.status.update(tasks={task: {"saved": step} for task, step in done.items()})
 
     def message(self, text: str) -> None:
         """Prints a line above the bars, and keeps it in `status.json`."""

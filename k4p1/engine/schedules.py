@@ -49,7 +49,11 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """`decay(p) = end + (1 - end) (1 + cos(pi p)) / 2`."""
+    """`decay(p) = end + (1 - end) (1 + cos(pi p)) / 2`.
+
+    Attributes:
+      end: share of the rate that is left at the end of the run.
+    """
 
     end: float = 0.0
 

@@ -31,10 +31,9 @@ class StopSignal:
             raise KeyboardInterrupt
         self.caught = number
 
-    def error(self, saved_step: int | None) -> errors.K4p1Error:
-        """What to raise; `saved_step` is where the state was saved, None if nowhere."""
-        saved = f"saved at step {saved_step}; the same command resumes there"
-        outcome = "nothing was saved (no model_dir)" if saved_step is None else saved
+    def error(self, saved: str | None) -> errors.K4p1Error:
+        """What to raise; `saved` is `Bookkeeping.saved`: where the state was saved, None if nowhere."""
+        outcome = "nothing was saved (no model_dir)" if saved is None else f"{saved}; the same command resumes there"
         if self.caught == signal.SIGINT:
             return errors.Interrupted(f"interrupted; {outcome}")
         return errors.Preempted(f"asked to stop (SIGTERM); {outcome}")

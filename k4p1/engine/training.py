@@ -87,7 +87,7 @@ class Trainer:
         books, targets = self._books, self._books.targets
         books.resume()
         done = self._store.done()
-        start = last_saved = sum(done.values())
+        start = sum(done.values())
         iterators: dict[str, Any] = {}
         pending: list[tuple[str, int, StepResult]] = []
         last_report = time.monotonic()
@@ -109,9 +109,9 @@ class Trainer:
                 if evaluate:
                     books.evaluate()
                 if save or stop.caught:
-                    last_saved = books.save()
+                    books.save()
                 if stop.caught and done != targets:
-                    raise stop.error(last_saved if books.saves else None)
+                    raise stop.error(books.saved)
             books.report(_reports(pending), done)
         return books.best_vectors()
 

@@ -1,11 +1,14 @@
 """Who owns a model directory: one run per folder, one coordinator per run."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
 import pathlib
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 
 from k4p1 import errors
@@ -13,10 +16,75 @@ from k4p1.files import atomic, status_file
 from k4p1.files.run_record import RUN_FILE
 
 NAME = "coordinator.lock"
+_WAITS_FOR = "waits for "
+_FLOCK = "qqihh" if sys.platform == "darwin" else "hhqqi"
+_held: dict[pathlib.Path, "RunLock"] = {}
+
+
+class RunLock:
+    """The lock of a folder in the hands of this process; its file says who holds it, and for whom that process waits."""
+
+    def __init__(self, handle):
+        self._handle, self._who = handle, f"process {os.getpid()} on {socket.gethostname()}\n"
+
+    def waits_for(self, whom: str) -> None:
+        """Says for whom the process waits before it can begin; empty: for nobody."""
+        self._handle.seek(0)
+        self._handle.truncate(0)
+        self._handle.write(self._who + (f"{_WAITS_FOR}{whom}\n" if whom else ""))
+        self._handle.flush()
+
+    def text(self) -> str:
+        """What the file says."""
+        self._handle.seek(0)
+        return self._handle.read()
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """What a lock file tells from outside.
+
+    Attributes:
+      held: whether a living process holds the lock; None where the file system cannot say.
+      who: the process that held it last, such as `process 12 on host`.
+      waiting_for: for whom that process waits before it begins; empty for nobody.
+    """
+
+    held: bool | None
+    who: str = ""
+    waiting_for: str = ""
+
+
+def holder(folder: pathlib.Path) -> Holder:
+    """Looks at the lock of a folder, and takes nothing."""
+    path = folder / NAME
+    try:
+        if path.resolve() in _held:  # to close the file once more would release the lock
+            held, text = True, _held[path.resolve()].text()
+        else:
+            with open(path, encoding="utf-8") as handle:
+                text, held = handle.read(), _is_locked(handle)
+    except FileNotFoundError:
+        return Holder(False)
+    except OSError:
+        return Holder(None)
+    who, _, rest = text.partition("\n")
+    waiting = rest.strip().removeprefix(_WAITS_FOR) if held else ""
+    return Holder(held, who, waiting)
+
+
+def _is_locked(handle) -> bool | None:
+    """Asks for a lock that conflicts with that of a coordinator, without taking one."""
+    order = (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0) if _FLOCK[0] == "h" else (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+    try:
+        answer = struct.unpack(_FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(_FLOCK, *order)))
+    except OSError:
+        return None
+    return answer[0 if _FLOCK[0] == "h" else 3] != fcntl.F_UNLCK
 
 
 @contextlib.contextmanager
-def run_lock(folder: pathlib.Path) -> Iterator[None]:
+def run_lock(folder: pathlib.Path) -> Iterator[RunLock]:
     """Holds the folder for this process; the system releases it when the process ends, however it ends.
 
     A POSIX record lock, which network file systems know too.
@@ -38,14 +106,16 @@ def run_lock(folder: pathlib.Path) -> Iterator[None]:
             if e.errno not in (errno.EACCES, errno.EAGAIN):
                 raise atomic.storage_error(path, e) from e
             handle.seek(0)
-            holder = handle.read().strip() or "another process"
+            who = handle.read().partition("\n")[0].strip() or "another process"
             raise errors.ConfigError(
-                f"{folder} is in use by a coordinator ({holder}); wait for it, stop it, or give another --model_dir"
+                f"{folder} is in use by a coordinator ({who}); wait for it, stop it, or give another --model_dir"
             ) from e
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        handle.flush()
-        yield
+        lock = _held[path.resolve()] = RunLock(handle)
+        try:
+            lock.waits_for("")
+            yield lock
+        finally:
+            del _held[path.resolve()]
 
 
 def check_usable(folder: pathlib.Path) -> None:
@@ -56,7 +126,7 @@ def check_usable(folder: pathlib.Path) -> None:
     """
     if not folder.is_dir():
         return
-    ours = {RUN_FILE, NAME, status_file.NAME, "logs"}
+    ours = {RUN_FILE, NAME, status_file.NAME, "logs", "gin"}
     if not (folder / RUN_FILE).is_file() and any(path.name not in ours for path in folder.iterdir()):
         raise errors.ConfigError(f"{folder} is not empty and holds no run of k4p1; give a new or empty --model_dir")
     if (folder / NAME).is_file():

@@ -29,16 +29,7 @@ def announce(model_dir: pathlib.Path, gin_hash: str) -> None:
 
 
 def is_announced(model_dir: pathlib.Path) -> bool:
-    """Whether a run has begun in a folder.
-
-    Raises:
-      ConfigError: there is no such folder.
-    """
-    if not model_dir.is_dir():
-        raise errors.ConfigError(
-            f"model_dir {model_dir} does not exist; workers and servers need the folder of their coordinator: mount or "
-            "make it"
-        )
+    """Whether a run has begun in a folder, which need not exist yet."""
     return (model_dir / RUN_FILE).is_file()
 
 

@@ -1,5 +1,6 @@
 """`status.json`: where a run stands, for whoever looks from outside."""
 
+import copy
 import os
 import pathlib
 import socket
@@ -106,6 +107,11 @@ class StatusFile:
         with self._lock:
             self._status["events"] = [*self._status["events"], {"time": time.time(), "text": text}][-_EVENTS:]
             self._write()
+
+    def copy(self) -> dict[str, Any]:
+        """The present state, for other threads."""
+        with self._lock:
+            return copy.deepcopy(self._status)
 
     def _write(self) -> None:
         if self._path is not None:

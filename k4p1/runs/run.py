@@ -16,13 +16,14 @@ from k4p1.engine.groups import freeze, write_back
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.rules import Rules
 from k4p1.files import atomic, status_file
-from k4p1.files.run_lock import check_usable, run_lock
+from k4p1.files.run_lock import RunLock, check_usable, run_lock
 from k4p1.files.status_file import StatusFile
 from k4p1.patches.patched_layer import FIXED
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.runs import tables
 from k4p1.runs.description import describe
 from k4p1.runs.finalize import finalize, recalibrate
+from k4p1.runs.metrics_server import metrics_server
 from k4p1.runs.model_dir import ModelDir
 from k4p1.runs.preflight import preflight
 from k4p1.runs.settings import RunSettings
@@ -77,7 +78,11 @@ def _run(
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
     role = where_to_run().role
     status = StatusFile()
-    with contextlib.ExitStack() as held, _outcome(status, on_cluster=role is not None):
+    with (
+        metrics_server(status, settings.metrics_port),
+        contextlib.ExitStack() as held,
+        _outcome(status, on_cluster=role is not None),
+    ):
         # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
         hold = _Hold(held, folder)
         cluster = _connect(role, backbone, tasks, folder, settings, hold) if role is not None else None
@@ -173,12 +178,18 @@ class _Hold:
 
     def __init__(self, stack: contextlib.ExitStack, folder: ModelDir | None):
         self._stack, self._folder = stack, folder
+        self._lock: RunLock | None = None
 
     def __call__(self) -> None:
         if self._folder is not None:
             folder, self._folder = self._folder, None
             check_usable(folder.root)
-            self._stack.enter_context(run_lock(folder.root))
+            self._lock = self._stack.enter_context(run_lock(folder.root))
+
+    def waits_for(self, whom: str) -> None:
+        """Writes into the folder for whom the coordinator waits."""
+        if self._lock is not None:
+            self._lock.waits_for(whom)
 
 
 @contextlib.contextmanager
@@ -209,7 +220,7 @@ def _connect(
     tasks: Sequence[Task],
     folder: ModelDir | None,
     settings: RunSettings,
-    hold: Callable[[], None],
+    hold: "_Hold",
 ) -> "RunCluster":
     from k4p1.cluster.run_cluster import RunCluster
 
@@ -224,7 +235,7 @@ def _connect(
     known_steps = {task: values.get("done", 0) for task, values in before.items()}
     hold()
     root = None if folder is None else folder.root
-    return RunCluster.connect(role, workers, settings, known_steps, root, settings.gin_hash)
+    return RunCluster.connect(role, workers, settings, known_steps, root, settings.gin_hash, hold.waits_for)
 
 
 def _for_refit(prepared: Sequence[PreparedTask], best_step: int) -> list[PreparedTask]:

@@ -33,6 +33,7 @@ class RunSettings(WorkerPolicy):
       resume: resume from the newest checkpoint in model_dir.
       dry_run: build everything, print the parameter table, take one step per task, write nothing.
       quiet: show no progress.
+      metrics_port: serve metrics for Prometheus there; None: nowhere.
       gin_hash: of the configuration files, which servers and workers compare with theirs.
       texts: further files for model_dir, by name; called once everything is built.
     """
@@ -53,6 +54,7 @@ class RunSettings(WorkerPolicy):
     resume: bool = True
     dry_run: bool = False
     quiet: bool = False
+    metrics_port: int | None = None
     gin_hash: str = ""
     texts: Callable[[], Mapping[str, str]] = dict
 

@@ -2,34 +2,86 @@
 
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import console as rich_console
 from rich import table as rich_table
+from rich import text as rich_text
 
 from k4p1 import errors
 from k4p1.files import result_file, status_file
+from k4p1.runs import run_state
+from k4p1.runs.run_state import RunState
 
+SCHEMA = 1
 _SILENT_SECONDS = 30.0
 _PLAIN_WIDTH = 160
 
 
-def show(model_dir: pathlib.Path) -> None:
-    """Prints state, tasks, workers and the last events of a run.
+def report(folders: Sequence[pathlib.Path], as_json: bool = False) -> int:
+    """Prints where runs stand: one in detail, several as a table, or all as JSON; returns the exit code of the worst state.
+
+    Args:
+      folders: of the runs.
+      as_json: print one object (docs/operations.md has the schema).
 
     Raises:
-      ArtifactError: the folder holds no run.
+      ArtifactError: a single folder holds no run; among several, and in JSON, that is the state `absent`.
     """
-    if not model_dir.is_dir():
-        raise errors.ArtifactError(f"model_dir {model_dir} does not exist")
-    status = status_file.read(model_dir)
-    if not status:
-        raise errors.ArtifactError(f"{model_dir} holds no {status_file.NAME}: no run of k4p1 has begun to train there")
+    if len(folders) == 1 and not as_json:
+        run = run_state.look(folders[0])
+        show(run)
+        return run_state.EXIT_CODES[run.state]
+    runs = [_look(folder) for folder in folders]
+    if as_json:
+        print(json.dumps({"schema": SCHEMA, "runs": [run.as_json() for run in runs]}, indent=2))
+    else:
+        _show_table(runs)
+    severity = list(run_state.EXIT_CODES)
+    return run_state.EXIT_CODES[max((run.state for run in runs), key=severity.index)]
+
+
+def _look(folder: pathlib.Path) -> RunState:
+    try:
+        return run_state.look(folder)
+    except errors.ArtifactError as e:
+        return RunState(folder, run_state.ABSENT, str(e), None, {})
+
+
+def _show_table(runs: Sequence[RunState]) -> None:
+    rows = [
+        (
+            str(run.model_dir),
+            run.state,
+            f"{run.done}/{run.target}" if run.target else "",
+            "" if run.last_sign_s is None else f"{_ago(run.last_sign_s)} ago",
+            run.reason,
+        )
+        for run in runs
+    ]
+    table = rich_table.Table("run", "state", "steps", "last sign", "why", box=None)
+    for row in rows:
+        table.add_row(*map(rich_text.Text, row))
+    console = _console()
+    if not console.is_terminal:
+        console.width = max(_PLAIN_WIDTH, 10 + sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)))
+    console.print(table)
+
+
+def _console() -> rich_console.Console:
     console = rich_console.Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
-    console.print(_headline(model_dir, status))
-    result = result_file.read(model_dir)["tasks"] if status["state"] == status_file.FINISHED else {}
+    return console
+
+
+def show(run: RunState) -> None:
+    """Prints state, tasks, workers and the last events of a run."""
+    model_dir, status, console = run.model_dir, run.status, _console()
+    console.print(_headline(run))
+    if not status:
+        return
+    result = result_file.read(model_dir)["tasks"] if run.state == status_file.FINISHED else {}
     rows = []
     for task, values in status["tasks"].items():
         rows.append(
@@ -67,13 +119,16 @@ def show(model_dir: pathlib.Path) -> None:
         console.print(time.strftime("%H:%M:%S", time.localtime(event["time"])), event["text"])
 
 
-def _headline(model_dir: pathlib.Path, status: dict) -> str:
-    state, age = status["state"], time.time() - status["time"]
-    line = f"{model_dir}: {state}"
-    if state in (status_file.FINISHED, status_file.FAILED, status_file.STOPPED):
-        line += f" {_ago(age)} ago" + (f": {status['reason']}" if status.get("reason") else "")
-    elif age > _SILENT_SECONDS:
-        line += f", but no sign of life for {_ago(age)}; the same command resumes from the newest checkpoint"
+def _headline(run: RunState) -> str:
+    line = f"{run.model_dir}: {run.state}"
+    if run.state == status_file.TRAINING:
+        if run.last_sign_s > _SILENT_SECONDS:
+            line += f", last sign of life {_ago(run.last_sign_s)} ago"
+    elif run.state in (run_state.STARTING, run_state.WAITING):
+        return f"{line}: {run.reason}"
+    else:
+        line += f" {_ago(run.last_sign_s)} ago" + (f": {run.reason}" if run.reason else "")
+    status = run.status
     return f"{line} (process {status['pid']} on {status['host']}, {_ago(status['time'] - status['started'])} long)"
 
 

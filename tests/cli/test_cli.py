@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -176,6 +177,19 @@ class TestUsage:
         monkeypatch.setattr(gin_files, "shipped", fail)
         assert main.main(["configs"]) == code
         assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_local_cluster_keeps_the_command_that_was_typed(monkeypatch, tmp_path):
+    """The coordinator is another process, with other arguments."""
+    from k4p1.cluster import local
+
+    told = {}
+    monkeypatch.setattr(local, "launch", lambda *_, **__: told.update(os.environ) or 0)
+    monkeypatch.setattr(sys, "argv", ["k4p1", "train", "--local_cluster", "ps:1,workers:2", "--model_dir", "a b"])
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert main.main(sys.argv[1:]) == 0
+    assert told["K4P1_COMMAND_LINE"] == "k4p1 train --local_cluster ps:1,workers:2 --model_dir 'a b'"
+    assert "K4P1_COMMAND_LINE" not in os.environ
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from k4p1 import errors
+from k4p1.cli import main
 from k4p1.data import Pipeline, Splits, Tfds, open_source
 
 LABELS = ("circle", "square", "star")
@@ -126,8 +127,22 @@ def test_a_name_that_is_near_nothing():
 
 
 def test_what_is_not_prepared_is_not_downloaded_unasked(tmp_path):
-    with pytest.raises(errors.DataError, match="'mnist' is not prepared; prepare it, or allow the download"):
+    with pytest.raises(
+        errors.DataError, match=r"'mnist' is not prepared .*, and downloads are not allowed; run tfds.builder"
+    ):
         Tfds("mnist", data_dir=str(tmp_path), download=False)
+
+
+def test_offline_runs_say_what_to_prepare(tmp_path, monkeypatch, capsys):
+    """The flag reaches TFDS, and nothing is written."""
+    monkeypatch.setenv("K4P1_OFFLINE", "")
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda *_, **__: pytest.fail("downloads"))
+    bindings = ["Task.data_dir = '" + str(tmp_path / "sets") + "'", "digits/Task.data = 'cifar10'"]
+    flags = [part for binding in bindings for part in ("--gin_bindings", binding)]
+    assert main.main(["train", "--offline", "--model_dir", str(tmp_path / "m"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert "TFDS data set 'cifar10' is not prepared" in said and "tfds.builder('cifar10', data_dir=FOLDER)" in said
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_damaged_directory(prepared, tmp_path):

@@ -34,9 +34,17 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
         run_record.compare(tmp_path, "abc")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(errors.ConfigError, match="does not exist; workers and servers need the folder"):
-        server.wait_for_run(tmp_path / "nowhere", "abc", "worker 0", "host:1")
+def test_a_worker_may_come_before_the_folder(tmp_path, capsys):
+    folder = tmp_path / "later"
+    waiting = threading.Thread(target=server.wait_for_run, args=(folder, "abc", "worker 0", "host:1"), daemon=True)
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive() and not folder.exists()
+    folder.mkdir()
+    run_record.announce(folder, "abc")
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert "to begin its run in" in (said := capsys.readouterr().out) and "which does not exist here yet" in said
 
 
 def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):

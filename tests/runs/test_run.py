@@ -1,6 +1,8 @@
 """Runs as a user starts them: multi-task, transfer, resumed, refitted, in half precision."""
 
 import json
+import pathlib
+import re
 
 import keras
 import numpy as np
@@ -64,6 +66,19 @@ def test_result_json_has_what_it_promises(finished):
     assert result["tasks"]["private"]["private_statistics"] == 40
     assert result["tasks"]["deep"]["private_parameters"] == 54 + 27
     assert result["tasks"]["one"]["private_parameters"] == 40
+
+
+def test_docs_say_what_every_file_is(finished):
+    folder, _ = finished
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = page.split("## What is in a model directory")[1].split("\n## ")[0]
+    paths = [path.rstrip("/") for row in table.splitlines() for path in re.findall("`([^`]+)`", row.split(" | ")[0])]
+    named = [re.escape(path).replace("TASK", "[^/]+").replace("_N", r"_\d+") for path in paths]
+    named.append("tasks/[^/]+/labels.txt")
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_file():
+            assert any(re.fullmatch(f"{pattern}(/.*)?", name) for pattern in named), name
 
 
 def test_no_patch_file_names_another_backbone(finished):
