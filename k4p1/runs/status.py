@@ -1,5 +1,6 @@
 """`k4p1 status`: where a run stands."""
 
+import json
 import pathlib
 import time
 from collections.abc import Iterable, Sequence
