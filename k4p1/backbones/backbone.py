@@ -16,6 +16,8 @@ from k4p1.files import content_hash, tensor_file
 
 FILE_FORMAT = "k4p1-backbone"
 FILE_VERSION = 1
+UNTOUCHED = "untouched"
+"""What a file says of a backbone whose own batch normalisation nobody has trained."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,6 +32,8 @@ class Backbone:
       scaling: how pixels of 0 to 255 are scaled before the network, a name of `input_scaling.SCALINGS`.
       minimum_size: the smallest image side in pixels, or None if unknown.
       shared_trained: what `set_trainable` said last.
+      normalisation: where the values of its own batch normalisation come from, if its tasks trained only private ones:
+        `pooled over ...`, `that of ...` or `UNTOUCHED`; empty: they were trained with the rest.
       rebuilds: whether it is known that `config` makes the same structure again; see `build.check_round_trip`.
 
     Raises:
@@ -42,6 +46,7 @@ class Backbone:
     scaling: str
     minimum_size: int | None = None
     shared_trained: bool = dataclasses.field(default=False, init=False)
+    normalisation: str = dataclasses.field(default="", init=False)
     rebuilds: bool = False
 
     def __post_init__(self):

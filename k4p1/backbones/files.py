@@ -25,6 +25,7 @@ FIELDS = {
     "structure_version": schema.Field(
         "a whole number", lambda value: re.fullmatch("[0-9]{1,6}", value) is not None
     ).or_missing("1"),
+    "normalisation": schema.TEXT.or_missing(""),
 }
 """The metadata of a backbone file."""
 
@@ -50,6 +51,7 @@ def save(backbone: Backbone, path: str | pathlib.Path) -> str:
         "scaling": backbone.scaling,
         "fingerprint": fingerprint,
         "structure_version": str(structure.VERSION),
+        **({"normalisation": backbone.normalisation} if backbone.normalisation else {}),
     }
     tensor_file.check_before_writing(f"backbone '{backbone.name}'", tensors)
     tensor_file.write(path, FORMAT, VERSION, tensors, metadata)
@@ -88,6 +90,7 @@ def load(path: str | pathlib.Path) -> Backbone:
             "the fingerprints differ"
         )
     backbone.rebuilds = True
+    backbone.normalisation = fields["normalisation"]
     return backbone
 
 

@@ -16,6 +16,8 @@ from k4p1.engine.groups import STATISTICS, ParameterGroup
 from k4p1.engine.packing import Packing
 from k4p1.engine.pure import PureTask
 
+OF_SHARED = ("pooled", "mean", "moving")
+
 
 class PopulationStatistics:
     """Measures the statistics of a run's tasks by forward passes with batch statistics.
@@ -27,9 +29,12 @@ class PopulationStatistics:
     Args:
       tasks: of the run; `PureTask.recalibrated` says which statistics are replaced, others keep their values.
       batches: by task: training batches that are not augmented.
+      of_shared: what becomes of statistics that several tasks share: `pooled`; `mean`, `E_t[v_t]` without the variance
+        between tasks; `moving`, the moving averages as training left them.
     """
 
-    def __init__(self, tasks: Sequence[PureTask], batches: Mapping[str, Callable[[], Iterable]]):
+    def __init__(self, tasks: Sequence[PureTask], batches: Mapping[str, Callable[[], Iterable]], of_shared: str = "pooled"):
+        self._of_shared = of_shared
         self._tasks = [task for task in tasks if _moving(task)]
         self._batches = batches
         self._passes = {task.name: tf.function(_pass_of(task), reduce_retracing=True) for task in self._tasks}
@@ -41,7 +46,13 @@ class PopulationStatistics:
             for name, vector in self._measure(task, vectors, count).items():
                 measured.setdefault(name, []).append(vector)
         packings = {group.name: group.packing for task in self._tasks for group in _moving(task)}
-        return {**vectors, **{name: pool(packings[name], found) for name, found in measured.items()}}
+        replaced = {}
+        for name, found in measured.items():
+            if len(found) == 1 or self._of_shared == "pooled":
+                replaced[name] = pool(packings[name], found)
+            elif self._of_shared == "mean":
+                replaced[name] = np.mean(found, axis=0, dtype=np.float64).astype(np.float32)
+        return {**vectors, **replaced}
 
     def _measure(self, task: PureTask, vectors: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         groups = _moving(task)

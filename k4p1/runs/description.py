@@ -12,6 +12,8 @@ from k4p1.tasks.prepare import PreparedTask
 from k4p1.tasks.task import Task
 
 _SETTINGS = ("seed", "recalibration_batches", "precision", "cache_features", "refit", "jit_compile", "evaluate_every")
+_LATER = {"backbone_normalisation": "pooled", "statistics_of_shared": "pooled"}
+"""Settings that earlier runs did not have: named only where they differ, so that those are still resumed."""
 _WHO_COMPUTES = ("workers", "worker_share")
 
 
@@ -28,6 +30,7 @@ def describe(
         "optimizer": repr(settings.optimizer),
         "shared_trained": shared_trained,
         **{name: getattr(settings, name) for name in _SETTINGS},
+        **{name: getattr(settings, name) for name, default in _LATER.items() if getattr(settings, name) != default},
     }
 
 

@@ -30,11 +30,17 @@ from k4p1.tasks.prepare import PreparedTask
 from k4p1.tasks.tailoring import ATTENTION
 
 
-def recalibrate(prepared: Sequence[PreparedTask], batches: int) -> None:
-    """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones."""
+def recalibrate(prepared: Sequence[PreparedTask], batches: int, of_shared: str = "pooled") -> None:
+    """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones.
+
+    Args:
+      prepared: the tasks.
+      batches: per task.
+      of_shared: see `PopulationStatistics`.
+    """
     groups = plan_groups({task.name: task.patched for task in prepared})
     tasks = [PureTask(task.name, task.patched, groups) for task in prepared]
-    population = PopulationStatistics(tasks, {task.name: task.pipeline.calibration for task in prepared})
+    population = PopulationStatistics(tasks, {task.name: task.pipeline.calibration for task in prepared}, of_shared)
     write_back(groups, population({group.name: group.initial() for group in groups}, batches))
 
 

@@ -72,6 +72,7 @@ def _file(path: pathlib.Path) -> tuple[str, Rows]:
     elif format_name == backbone_files.FORMAT:
         metadata = backbone_files.read(path)[1]
         rows += [(name, metadata[name]) for name in ("name", "scaling", "fingerprint")]
+        rows.append(("batch normalisation", metadata["normalisation"] or "trained with the rest"))
         config = metadata["config"]
         rows.append(("config", config if len(config) < 200 else config[:200] + "..."))
     elif format_name == factor_file.FORMAT:

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from k4p1 import errors
-from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.backbone import UNTOUCHED, Backbone
 from k4p1.cluster.place import where_to_run
 from k4p1.cluster.spec import ClusterSpec
 from k4p1.engine.groups import freeze, write_back
@@ -19,8 +19,8 @@ from k4p1.files import atomic, status_file
 from k4p1.files.run_lock import RunLock, check_usable, run_lock
 from k4p1.files.status_file import StatusFile
 from k4p1.patches.patched_layer import FIXED
-from k4p1.patches.patched_model import PatchedModel
-from k4p1.runs import tables
+from k4p1.patches.patched_model import SHARED, PatchedModel
+from k4p1.runs import backbone_normalisation, tables
 from k4p1.runs.description import describe
 from k4p1.runs.finalize import finalize, recalibrate
 from k4p1.runs.metrics_server import metrics_server
@@ -109,7 +109,10 @@ def _run(
             trained = dataclasses.replace(train(prepared, rules, settings, place, refit=True), progress=trained.progress)
         # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
         write_back(trained.groups, trained.vectors)
-        recalibrate(prepared, settings.recalibration_batches)
+        recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared)
+        if shared_trained:
+            models = {task.name: task.patched for task in prepared}
+            backbone.normalisation = backbone_normalisation.fill_in(backbone, models, settings.backbone_normalisation)
         splits = () if settings.refit else ("validation",)  # a refit has trained on validation images
         splits = (*splits, "test") if settings.evaluate_test else splits
         skipped = trained.progress.skipped
@@ -127,6 +130,7 @@ def _prepare(
     backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], shared_trained: bool, settings: RunSettings
 ) -> tuple[Backbone, list[PreparedTask], Rules]:
     """Backbone, tasks and rules. Precision and seed come before the first variable."""
+    backbone_normalisation.check(settings.backbone_normalisation, [task.name for task in tasks])
     keras.config.set_dtype_policy(settings.precision)
     keras.utils.set_random_seed(settings.seed)
     backbone = backbone() if callable(backbone) else backbone
@@ -141,6 +145,7 @@ def _prepare(
     )
     if not shared_trained:
         _warn_of_random_heads(prepared)
+        _warn_of_untouched_normalisation(backbone, prepared)
     split = "train+validation" if settings.refit else "train"
     examples = {task.name: task.splits.size(split) for task in prepared}
     optimizer = settings.optimizer or OptimizerConfig()
@@ -249,6 +254,17 @@ def _warn_of_random_heads(prepared: Sequence[PreparedTask]) -> None:
             print(
                 f"task '{task.name}': '{task.patched.spec}' does not own its head, and shared weights are frozen: the head "
                 "stays at its random values (K4P1's \"random last\"); add '+head' to train it"
+            )
+
+
+def _warn_of_untouched_normalisation(backbone: Backbone, prepared: Sequence[PreparedTask]) -> None:
+    """A backbone trained under private normalisation alone has none of its own, if its run was told to leave it so."""
+    for task in prepared:
+        shared = {p.key for p in task.patched.parameters if p.owner == SHARED}
+        if backbone.normalisation == UNTOUCHED and any(key.endswith("/moving_mean") for key in shared):
+            errors.warn(
+                f"task '{task.name}' uses the batch normalisation of '{backbone.name}', which nobody has trained (its run "
+                "had backbone_normalisation='none'); add 'scale_bias' to the patch"
             )
 
 

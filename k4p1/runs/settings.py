@@ -8,6 +8,7 @@ from typing import Any
 from k4p1 import checks, errors
 from k4p1.cluster.policy import WorkerPolicy
 from k4p1.engine.optimizer_config import OptimizerConfig
+from k4p1.engine.population import OF_SHARED
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -26,6 +27,11 @@ class RunSettings(WorkerPolicy):
       recalibration_batches: training batches for the population statistics of batch normalisation.
       precision: `float32`, `mixed_float16` or `mixed_bfloat16`.
       cache_features: compute features once where only the head trains; None: where that is possible.
+      backbone_normalisation: what `train` makes of the backbone's own batch normalisation where every task has a private
+        one: `pooled` over the tasks, that of a task by name, or `none`: it stays as it began.
+      statistics_of_shared: how statistics that tasks share are measured at the end of a run: `pooled` (of one population,
+        with the variance between tasks), `mean` (of the tasks' means and variances), or `moving` (the moving averages that
+        training left; K4P1, section 2, "global averages"). Selection while training uses `pooled`.
       refit: after selection, train again on train and validation together, for the number of steps that was best.
       evaluate_test: evaluate on the test split at the end; a method of several runs does so once, for the last.
       jit_compile: compile steps with XLA; not for a CPU, where it slows convolutions down.
@@ -47,6 +53,8 @@ class RunSettings(WorkerPolicy):
     recalibration_batches: int = 50
     precision: str = "float32"
     cache_features: bool | None = None
+    backbone_normalisation: str = "pooled"
+    statistics_of_shared: str = "pooled"
     refit: bool = False
     evaluate_test: bool = True
     jit_compile: bool = False
@@ -75,3 +83,5 @@ class RunSettings(WorkerPolicy):
             if getattr(self, name) is not None:
                 checks.check_number(name, getattr(self, name), checks.POSITIVE_WHOLE)
         checks.check_number("seed", self.seed, checks.WHOLE)
+        if self.statistics_of_shared not in OF_SHARED:
+            raise errors.ConfigError(errors.unknown("statistics_of_shared", self.statistics_of_shared, OF_SHARED))

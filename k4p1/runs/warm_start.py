@@ -34,8 +34,21 @@ class WarmStart:
     factors: Mapping[str, keras.Variable]
     head: Mapping[str, np.ndarray] | None
 
+    def _new_head(self, patched: PatchedModel, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The values of the own head where the file's is for other classes: it then begins anew, and this is said."""
+        stored = patched.stored()
+        head = [p.stored_key for p in patched.owned() if p.kind == "head"]
+        if not any(key in tensors and tensors[key].shape != stored[key].shape for key in head):
+            return {}
+        print(
+            f"task '{patched.model.name}' starts from {self.path}, but for the head: it is for other classes and begins anew"
+        )
+        return {key: stored[key] for key in head}
+
     def write(self, patched: PatchedModel) -> None:
         """Writes the values into a task model; a trained alpha becomes the nearest factors where the model has a rank.
+
+        The head of a task with other classes keeps its own values.
 
         Raises:
           ArtifactError: the file does not fit the model's patch.
@@ -47,6 +60,7 @@ class WarmStart:
             if name == "alpha" and key not in expected and f"{place}/gamma" in expected:
                 beta, gamma = low_rank(tensors.pop(key), expected[f"{place}/gamma"][1])
                 tensors |= {f"{place}/beta": beta, f"{place}/gamma": gamma}
+        tensors |= self._new_head(patched, tensors)
         what = f"task '{patched.model.name}' ('{patched.spec}'), which starts from {self.path}"
         patched.restore(tensors, what)
         if self.head is not None and patched.spec.shares_head:

@@ -44,6 +44,7 @@ SMALLER = {
         "data_b = 'embedded/parity'",
         "train.backbone = @two_layers",
         "image_size = 32",
+        "image_size_b = 32",
         "batch_size = 8",
     ],
     "decathlon_small": ["depth = 8", "batch_size = 8"],
