@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from k4p1 import errors
-from k4p1.backbones import canonical, input_scaling, placement, structure
+from k4p1.backbones import canonical, followers, input_scaling, placement, structure
 from k4p1.backbones.site import LayerSite
 from k4p1.files import content_hash, tensor_file
 
@@ -28,6 +28,7 @@ class Backbone:
       config: arguments from which `k4p1.backbones.build` makes the same structure; plain JSON values.
       scaling: how pixels of 0 to 255 are scaled before the network, a name of `input_scaling.SCALINGS`.
       minimum_size: the smallest image side in pixels, or None if unknown.
+      normalisation: where the values of its own normalisation come from, in words, if tasks with private ones trained it.
 
     Raises:
       ConfigError: not a functional model of one image input, or an unknown scaling.
@@ -38,6 +39,7 @@ class Backbone:
     config: Mapping[str, Any]
     scaling: str
     minimum_size: int | None = None
+    normalisation: str = ""
 
     def __post_init__(self):
         if self.scaling not in input_scaling.SCALINGS:
@@ -60,9 +62,9 @@ class Backbone:
         leaves = canonical.leaf_layers(self.model)
         layers = [(name, layer) for name, layer in leaves if layer.weights]  # a dropout owns but a seed
         stages = placement.stages([name for name, _ in layers])
-        positions = placement.block_positions(self.model)
+        positions, normalised = placement.block_positions(self.model), followers.normalised(self.model)
         return [
-            LayerSite(name, layer, positions.get(id(layer)), stage)
+            LayerSite(name, layer, positions.get(id(layer)), stage, id(layer) in normalised)
             for (name, layer), stage in zip(layers, stages, strict=True)
         ]
 

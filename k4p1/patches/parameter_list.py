@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from k4p1.backbones.backbone import learned_variables, variable_key
+from k4p1.backbones.followers import NORMALISATIONS
 from k4p1.backbones.site import LayerSite
 from k4p1.patches.kind import PatchKind
 from k4p1.patches.patched_layer import FIXED, RANDOM, STATISTICS, TRAINED, PatchedLayer, PrivateVariable
@@ -58,7 +59,7 @@ class ParameterList:
                 continue
             key = f"{site.name}/{variable_key(variable, site.layer)}"
             role = _shared_role(variable, self.shared_trained, id(variable) in learned)
-            if is_patched and isinstance(site.layer, keras.layers.BatchNormalization):
+            if is_patched and isinstance(site.layer, NORMALISATIONS):
                 role = FIXED  # frozen statistics, or frozen scale and bias: the backbone's, always
             self._add(key, variable, SHARED, "backbone", role)
             if role == STATISTICS:

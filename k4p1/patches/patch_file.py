@@ -66,7 +66,7 @@ class PatchInfo:
         """Reads the metadata of a patch file."""
         values: dict[str, Any] = json.loads(metadata["patch"])
         values["labels"], values["image_size"] = tuple(values["labels"]), tuple(values["image_size"])
-        values["spec"] = PatchSpec.parse(values["spec"], stored=True)
+        values["spec"] = PatchSpec.parse(values["spec"], stored=True, recorded=values.get("options"))
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
