@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from k4p1 import errors
-from k4p1.backbones import canonical, input_scaling, placement, structure
+from k4p1.backbones import canonical, followers, input_scaling, placement, structure
 from k4p1.backbones.site import LayerSite
 from k4p1.backbones.variable_keys import variable_keys
 from k4p1.files import content_hash, tensor_file
@@ -70,9 +70,9 @@ class Backbone:
         leaves = canonical.leaf_layers(self.model)
         layers = [(name, layer) for name, layer in leaves if layer.weights]  # a dropout owns but a seed
         stages = placement.stages([name for name, _ in layers])
-        positions = placement.block_positions(self.model)
+        positions, normalised = placement.block_positions(self.model), followers.normalised(self.model)
         return [
-            LayerSite(name, layer, positions.get(id(layer)), stage)
+            LayerSite(name, layer, positions.get(id(layer)), stage, id(layer) in normalised)
             for (name, layer), stage in zip(layers, stages, strict=True)
         ]
 

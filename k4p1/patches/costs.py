@@ -8,6 +8,7 @@ import keras
 
 from k4p1.backbones import endpoints
 from k4p1.backbones.backbone import Backbone
+from k4p1.backbones.followers import NORMALISATIONS
 from k4p1.backbones.series_adapters import SharedSeriesAdapter
 from k4p1.patches.fold import fold
 from k4p1.patches.own_layer import OwnLayer
@@ -68,7 +69,7 @@ def model_size_ratio(backbone: Backbone, tasks: Sequence[PatchedModel]) -> float
 
 
 def multiply_adds(model: keras.Model, patches: bool = True) -> int:
-    """Multiply-adds of one image: convolutions, dense layers, and one a channel and position for batch normalisation.
+    """Multiply-adds of one image: convolutions, dense layers, and one a channel and position for a normalisation.
 
     Args:
       model: with a fixed image size.
@@ -86,7 +87,8 @@ def _calls(model: keras.Model) -> Iterable[tuple[keras.layers.Layer, int]]:
             shape = keras.tree.flatten(output)[0].shape[1:]
             plain = operation.layer if isinstance(operation, PatchedLayer) else operation
             first = getattr(plain, "data_format", "channels_last") == "channels_first"
-            called.append((operation, math.prod(shape[1:] if first else shape[:-1])))
+            scaled = isinstance(plain, NORMALISATIONS)  # every value is one position
+            called.append((operation, math.prod(shape if scaled else shape[1:] if first else shape[:-1])))
 
     image = keras.KerasTensor((1, *model.inputs[0].shape[1:]), dtype=model.inputs[0].dtype)
     endpoints.run_through(model, image, _output_of, look)
@@ -123,8 +125,8 @@ def of_layer(layer: keras.layers.Layer, positions: int, patches: bool = True) ->
         each = math.prod(shared.depthwise_kernel.shape) + math.prod(shared.pointwise_kernel.shape)
     elif isinstance(shared, (*_CONVOLUTIONS, keras.layers.Dense)):
         each = math.prod(shared.kernel.shape)
-    elif isinstance(shared, keras.layers.BatchNormalization):
-        each = shared.moving_mean.shape[0]
+    elif isinstance(shared, NORMALISATIONS):
+        each = 1
     elif isinstance(shared, SharedSeriesAdapter):
         return shared.multiply_adds(positions)
     else:

@@ -33,6 +33,7 @@ class PatchKind(abc.ABC):
       incompatible: names of kinds that cannot share a layer with it.
       reads_shared_kernel: whether it needs the shared kernel, and cannot share a layer with a kind that replaces it.
       renamed_options: former names of options, by which stored specs may call them.
+      former_defaults: what an option means in a file that was written before there was such an option.
     """
 
     layers: str = "*"
@@ -44,6 +45,7 @@ class PatchKind(abc.ABC):
     incompatible: typing.ClassVar[frozenset[str]] = frozenset()
     reads_shared_kernel: typing.ClassVar[bool] = False
     renamed_options: typing.ClassVar[Mapping[str, str]] = {}
+    former_defaults: typing.ClassVar[Mapping[str, object]] = {}
 
     def __post_init__(self):
         self._check_choice("stage", STAGES)
@@ -156,8 +158,12 @@ def order_of(name: str) -> int:
     return _KINDS[name].order if name in _KINDS else 0
 
 
-def make(name: str, options: dict[str, str], *, stored: bool = False) -> PatchKind:
+def make(
+    name: str, options: dict[str, str], *, stored: bool = False, recorded: Mapping[str, object] | None = None
+) -> PatchKind:
     """The kind `name` with options given as text; `stored` specs may use former names of options.
+
+    `recorded` are all options that the writer of a file knew; those that came later have their former default.
 
     Raises:
       PatchError: unknown kind or option, or a value of the wrong type; the message has the nearest known name.
@@ -165,7 +171,8 @@ def make(name: str, options: dict[str, str], *, stored: bool = False) -> PatchKi
     if name not in _KINDS:
         raise errors.PatchError(errors.unknown("patch kind", name, _KINDS))
     fields = {field.name: field for field in dataclasses.fields(_KINDS[name])}
-    values = {}
+    later = {} if recorded is None else _KINDS[name].former_defaults
+    values = {option: value for option, value in later.items() if option not in recorded}
     for option, text in options.items():
         option = _KINDS[name].renamed_options.get(option, option) if stored else option
         if option not in fields:

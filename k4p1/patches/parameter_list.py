@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from k4p1.backbones.backbone import learned_variables
+from k4p1.backbones.followers import NORMALISATIONS
 from k4p1.backbones.site import LayerSite
 from k4p1.backbones.variable_keys import variable_keys
 from k4p1.backbones.view import normalisations
@@ -63,7 +64,7 @@ class ParameterList:
             key = f"{site.name}/{keys[id(variable)]}"
             role = _role(variable, id(variable) in learned, moving)
             role = FIXED if role in (TRAINED, STATISTICS) and not self.shared_trained else role
-            if is_patched and isinstance(site.layer, keras.layers.BatchNormalization):
+            if is_patched and isinstance(site.layer, NORMALISATIONS):
                 role = FIXED  # frozen statistics, or frozen scale and bias: the backbone's, always
             self._add(key, variable, SHARED, "backbone", role)
             if role == STATISTICS:

@@ -122,7 +122,7 @@ def check_labels(outputs: Any, labels: Sequence[str], objective: str) -> None:
 def _stored_spec(text: str, options: Mapping[str, Mapping[str, Any]], what: str) -> PatchSpec:
     """The spec of a file: every option as it was when the file was written, whatever its default is today."""
     try:
-        spec = PatchSpec.parse(text, stored=True)
+        spec = PatchSpec.parse(text, stored=True, recorded=options)
         named = {} if text.strip() == "none" else dict(spec_grammar.parse(text))
         for name in options:
             if name not in named:
@@ -146,6 +146,6 @@ def _with_stored(kind: patch_kind.PatchKind, named: Mapping[str, str], stored: M
             today[option] = value = float(value)
         if type(value) is not expected:
             raise errors.PatchError(f"{kind.name}({option}={value!r}): expected {expected.__name__}")
-        if option in names and value != known[option]:
+        if option in names and getattr(dataclasses.replace(kind, **{option: value}), option) != known[option]:
             raise errors.PatchError(f"{kind.name}({option}={known[option]}): its stored options say {value}")
     return type(kind)(**{**known, **today})

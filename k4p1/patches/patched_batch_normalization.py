@@ -57,16 +57,18 @@ class PatchedBatchNormalization(patched_layer.PatchedLayer):
     Args:
       layer: a built `keras.layers.BatchNormalization`; it stays shared. One without scale or centre gains them, at 1 and 0.
       statistics: `private` or `frozen`.
-      affine: `private` (gamma and beta are the task's) or `frozen` (they are the backbone's).
+      affine: `both` (gamma and beta are the task's), `scale` (gamma alone), `bias` (beta alone) or `frozen` (they are the
+        backbone's). `private`, for `both`, is what older files say.
       momentum: of the private moving averages.
       kind: the patch kind that owns the variables.
 
     Inputs: (batch, ..., channels) with channels on the layer's axis. Variables: one value per channel.
     """
 
-    def __init__(self, layer, statistics="private", affine="private", momentum=0.99, kind="scale_bias", **kwargs):
+    def __init__(self, layer, statistics="private", affine="both", momentum=0.99, kind="scale_bias", **kwargs):
         super().__init__(layer, **kwargs)
-        self.statistics, self.affine, self.momentum, self.kind = statistics, affine, momentum, kind
+        self.affine = "both" if affine == "private" else affine
+        self.statistics, self.momentum, self.kind = statistics, momentum, kind
 
     def bind(self):
         layer = self.layer
@@ -79,10 +81,8 @@ class PatchedBatchNormalization(patched_layer.PatchedLayer):
             )
 
         gamma, beta = getattr(layer, "gamma", None), getattr(layer, "beta", None)
-        if self.affine == "private":
-            self.gamma, self.beta = private("gamma", gamma, "ones", True), private("beta", beta, "zeros", True)
-        else:
-            self.gamma, self.beta = gamma, beta
+        self.gamma = private("gamma", gamma, "ones", True) if self.affine in ("both", "scale") else gamma
+        self.beta = private("beta", beta, "zeros", True) if self.affine in ("both", "bias") else beta
         if self.statistics == "private":
             self.moving_mean = private("moving_mean", layer.moving_mean, None, False)
             self.moving_variance = private("moving_variance", layer.moving_variance, None, False)
@@ -111,8 +111,10 @@ class PatchedBatchNormalization(patched_layer.PatchedLayer):
 
     def private_variables(self):
         owned = []
-        if self.affine == "private":
-            owned += [("gamma", self.gamma, TRAINED), ("beta", self.beta, TRAINED)]
+        if self.affine in ("both", "scale"):
+            owned.append(("gamma", self.gamma, TRAINED))
+        if self.affine in ("both", "bias"):
+            owned.append(("beta", self.beta, TRAINED))
         if self.statistics == "private":
             owned += [("moving_mean", self.moving_mean, STATISTICS), ("moving_variance", self.moving_variance, STATISTICS)]
         return [PrivateVariable(self.kind, *variable) for variable in owned]

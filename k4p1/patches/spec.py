@@ -8,6 +8,7 @@ For example `"scale_bias(statistics=frozen)+depthwise(stage=late)+head"`. What t
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from k4p1 import errors, spec_grammar
 from k4p1.patches import kind as patch_kind
@@ -22,8 +23,12 @@ class PatchSpec:
     kinds: tuple[patch_kind.PatchKind, ...] = ()
 
     @classmethod
-    def parse(cls, text: "str | PatchSpec", *, stored: bool = False) -> "PatchSpec":
+    def parse(
+        cls, text: "str | PatchSpec", *, stored: bool = False, recorded: Mapping[str, Mapping[str, object]] | None = None
+    ) -> "PatchSpec":
         """Reads a spec; one that is `stored` in a file may use former names of options.
+
+        `recorded` are the options that the file lists, by kind: an option that it does not list is younger than the file.
 
         Raises:
           PatchError: bad syntax, unknown kind or option, a kind given twice, or kinds that exclude each other.
@@ -38,7 +43,12 @@ class PatchSpec:
             parsed = list(spec_grammar.parse(text))
         except ValueError as e:
             raise errors.PatchError(f"patch spec: {e}") from e
-        return cls(tuple(patch_kind.make(name, options, stored=stored) for name, options in parsed))
+        return cls(
+            tuple(
+                patch_kind.make(name, options, stored=stored, recorded=(recorded or {}).get(name))
+                for name, options in parsed
+            )
+        )
 
     def __post_init__(self):
         names = [k.name for k in self.kinds]

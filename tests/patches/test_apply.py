@@ -184,8 +184,9 @@ def test_refusals_say_what_the_network_lacks(plain_backbone):
         build(plain_backbone, "scale_bias(affine=frozen)")
     image = keras.Input((None, None, 3))
     dense = backbones.from_model(keras.Model(image, layers.Dense(4)(image)))
-    with pytest.raises(errors.PatchError, match="it has neither batch normalisation nor convolutions"):
-        build(dense, "scale_bias")
+    activation = backbones.from_model(keras.Model(image, layers.PReLU(shared_axes=[1, 2])(image)))
+    with pytest.raises(errors.PatchError, match="it has neither normalisation nor convolutions nor dense layers"):
+        build(activation, "scale_bias")
     with pytest.raises(errors.PatchError, match="patch 'depthwise' touches nothing in this network: it has no depthwise"):
         build(dense, "depthwise")
 

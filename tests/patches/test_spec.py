@@ -124,6 +124,7 @@ def test_options_hold_the_defaults_too():
         "scale_bias": {
             "layers": "*",
             "stage": "all",
+            "where": "normalised",
             "statistics": "private",
             "affine": "frozen",
             "momentum": 0.99,
@@ -152,7 +153,7 @@ MISTAKES = {
     "scale_bias(statistic=frozen)": ["option of patch kind 'scale_bias' 'statistic'", "did you mean 'statistics'?"],
     "depthwise(momentum=0.9)": ["unknown option of patch kind 'depthwise' 'momentum'", "layers, stage"],
     "scale_bias(statistics=frozn)": ["scale_bias(statistics=frozn)", "did you mean 'frozen'?", "Allowed: private, frozen"],
-    "scale_bias(affine=privat)": ["did you mean 'private'?"],
+    "scale_bias(affine=scales)": ["did you mean 'scale'?"],
     "depthwise(stage=lat)": ["depthwise(stage=lat)", "did you mean 'late'?", "all, early, mid, late"],
     "head(mode=randm)": ["did you mean 'random'?", "trained, random, shared"],
     "head(stage=late)": ["the head is one layer behind the network"],
