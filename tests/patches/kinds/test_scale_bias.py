@@ -123,7 +123,7 @@ def test_a_file_that_names_no_layers_means_those_of_its_time():
     now = PatchSpec.parse("scale_bias+head", stored=True, recorded=PatchSpec.parse("scale_bias+head").options())
     assert owned(backbone, now) == {"norm/scale_bias/gamma", "norm/scale_bias/beta"}
     info = patch_file.PatchInfo(
-        "t", before, ("a", "b"), (8, 8), 0.0, "none", "b", "f", "s", shared_head="", k4p1_version="0"
+        "t", before, ("a", "b"), (8, 8), 0.0, "none", "b", "f" * 64, "a" * 64, shared_head="", k4p1_version="0"
     )
     assert patch_file.PatchInfo.from_metadata(info.as_metadata()).spec == before
 
