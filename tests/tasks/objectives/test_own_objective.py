@@ -138,7 +138,7 @@ def test_tables_show_its_metric(run, capsys):
     tables.print_result(run[0].summary)
     value = f"{run[0].summary['tasks']['ink']['test_mean_iou']:.3f}"
     assert value in capsys.readouterr().out
-    status.show(run[1])
+    status.report([run[1]])
     assert f"mean_iou {value}" in capsys.readouterr().out
 
 
