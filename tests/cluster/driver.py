@@ -8,6 +8,7 @@ import faulthandler
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import threading
@@ -42,7 +43,7 @@ class Runs:
         self.queue, self.connection = connection.coordinator.queue, connection
         self._lock = threading.Lock()
 
-    def __call__(self, function, batches, count, workers=(0, 1)):
+    def __call__(self, function, batches, count, workers=(0, 1), enough=lambda results: False):
         """Results in the order in which they came, as (worker, numbers)."""
         iterator = iter(self.connection.coordinator.create_per_worker_dataset(batches))
         self.function = (Step("t", tf.function(function), iterator, self.queue).traced, iterator)
@@ -50,9 +51,10 @@ class Runs:
         self.count = count
         self.queue.dispatcher = self
         self.queue.go_on()
-        while len(self.results) < count and self.error is None:
+        while len(self.results) < count and self.error is None and not enough(self.results):
             self.queue.wake()
             time.sleep(0.02)
+        self.left = 0
         self.queue.wait(30.0)
         self.queue.dispatcher = None
         if self.error is not None:
@@ -354,6 +356,8 @@ def pipelines(connection, cluster):
     before = cluster.process("worker", 1)
 
     class Killing(Runs):
+        lost = 10**6
+
         def finished(self, step, worker, result):
             super().finished(step, worker, result)
             if len(self.results) >= 60:
@@ -364,7 +368,7 @@ def pipelines(connection, cluster):
             self.lost = len(self.results)
 
     runs = Killing(connection)
-    results = runs(step, batches, 3000)
+    results = runs(step, batches, 10**6, enough=lambda found: [w for w, _ in found[runs.lost :]].count(1) >= 5)
     back = [worker for worker, _ in results[runs.lost :]].count(1)
     of = {worker: [numbers[0] for w, numbers in results if w == worker] for worker in (0, 1)}
     return {
@@ -428,6 +432,27 @@ def borrowing(connection, cluster):
     return found
 
 
+def silence(connection, cluster):
+    """Worker 1 is stopped just after a result of it has come back; worker 0 goes on, and worker 1 when it is continued."""
+    models, groups, optimizer = small_tasks(["a", "b"])
+    tasks = training_tasks(models, groups, optimizer, 1500)
+    policy = WorkerPolicy(max_lead=0.9, steps_per_dispatch=1)
+    trainer, store = trainer_of(connection, tasks, groups, policy=policy)
+    process, finished, moments = cluster.process("worker", 1), trainer.finished, []
+
+    def stopping(step, worker, result):
+        finished(step, worker, result)
+        if worker == 1 and not moments and trainer.step_counts.steps["b"][1] >= 20:
+            process.send_signal(signal.SIGSTOP)
+            moments.append(trainer.step_counts.steps["a"][0])
+            threading.Timer(4.0, process.send_signal, [signal.SIGCONT]).start()
+            threading.Timer(3.5, lambda: moments.append(trainer.step_counts.steps["a"][0])).start()
+
+    trainer.finished = stopping
+    trainer.run()
+    return {"steps_meanwhile": moments[1] - moments[0], "done": store.done(), "missing": trainer.step_counts.missing}
+
+
 def _kill_after(trainer, process, steps):
     while sum(sum(counts.values()) for counts in trainer.step_counts.steps.values()) < steps:
         time.sleep(0.005)
@@ -451,6 +476,7 @@ EXPERIMENTS = (
     bad_worker,
     pipelines,
     borrowing,
+    silence,
 )
 
 

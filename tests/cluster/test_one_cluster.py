@@ -72,7 +72,7 @@ def test_steps_are_exact_and_taken_by_the_right_workers(experiment):
         for name, updates in run["updates"].items():
             assert updates == 60 * (len(run["done"]) if ".shared." in name else 1), name
         assert run["traced"] == len(run["done"])  # one graph a task
-        assert run["kinds"] == ["train", "worker"]
+        assert run["kinds"] == ["train", "workers"]
 
 
 @pytest.mark.parametrize("experiment", ["groups_of_workers"], indirect=True)
@@ -121,3 +121,9 @@ def test_a_task_without_workers_borrows_one_or_stops_the_run(experiment):
     assert experiment["interrupted"].get("b", 0) <= 1
     assert max(experiment["missing"].values()) <= sum(experiment["interrupted"].values())
     assert "task 'b' has had no live worker for 0.3 s" in experiment["stop"] and "borrow_workers" in experiment["stop"]
+
+
+@pytest.mark.parametrize("experiment", ["silence"], indirect=True)
+def test_a_worker_that_falls_silent_after_its_step_stops_nobody_else(experiment):
+    assert experiment["steps_meanwhile"] > 1
+    assert set(experiment["done"].values()) == {1500} and set(experiment["missing"].values()) == {0}
