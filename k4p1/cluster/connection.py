@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
-from k4p1.cluster.tensorflow_private import PullCoordinator
+from k4p1.cluster.tensorflow_private import PullCoordinator, free_soon
 
 _LOOK_SECONDS = 0.25
 _SILENT_SECONDS = 2.0
+_KEEP_ALIVE_SECONDS = 120
 _PROBE_SECONDS = 2.0
 _MOST_PROBES = 32
 _HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -52,6 +53,7 @@ class Connection:
     ):
         self.present = wait_for(spec, startup_timeout_s, spare_s, tell)
         os.environ["GRPC_FAIL_FAST"] = "use_caller"
+        free_soon(_KEEP_ALIVE_SECONDS)
         tf.get_logger().setLevel("CRITICAL")  # lost workers are reported by k4p1 itself
         jobs = {job: list(addresses) for job, addresses in spec.jobs.items()}
         self.workers = len(jobs[WORKER])

@@ -133,6 +133,8 @@ class Supervisor:
                 elif name == "trained":
                     vectors, self.step_counts, self.progress.skipped = values
                     self._evaluation.wait(stop)
+                    if stop.caught:
+                        raise stop.error(self._saved)
                     self._state.last = vectors
                     return
                 else:

@@ -236,6 +236,16 @@ class PullCoordinator(tf_coordinator.ClusterCoordinator):
             self._cluster._transient_timeouts_count = 0
 
 
+def free_soon(seconds: int) -> None:
+    """For a process that is yet to connect: servers and workers free what it placed there so long after it has died.
+
+    TensorFlow's ten minutes add up where coordinators are replaced.
+    """
+    tf_context._KEEP_ALIVE_SECS = seconds
+    for function in (tf_context.Context.set_server_def, tf_context.Context.update_server_def):
+        function.__defaults__ = (seconds,)
+
+
 def has_started() -> bool:
     """Whether TensorFlow runs in this process: a copy of the process could then not use it."""
     return tf_context.context()._initialized

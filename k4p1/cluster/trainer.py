@@ -1,9 +1,7 @@
 """The training loop of a cluster: workers ask for steps, the coordinator watches, saves and reports."""
 
 import functools
-import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +13,9 @@ from k4p1.cluster.connection import Connection
 from k4p1.cluster.failures import explained
 from k4p1.cluster.heartbeat import ServerHeartbeat
 from k4p1.cluster.policy import WorkerPolicy
-from k4p1.cluster.several_steps import Results, several_steps
+from k4p1.cluster.several_steps import several_steps
 from k4p1.cluster.step_counts import StepCounts
+from k4p1.cluster.step_dispatcher import StepDispatcher
 from k4p1.cluster.store import ServerStore
 from k4p1.cluster.tensorflow_private import Step
 from k4p1.cluster.worker_groups import WorkerGroups, WorkerRequest
@@ -29,13 +28,10 @@ from k4p1.engine.step import Pace, training_step
 from k4p1.engine.stop_signal import StopSignal
 
 _LOOK_SECONDS = 0.05
+_CHECK_SECONDS = 0.2
 _COUNT_SECONDS = 0.5
 _REPORT_SECONDS = 10.0
 _PAUSE_SECONDS = 10.0
-_SILENT_SECONDS = 10.0
-_FIRST_STEP_SECONDS = 120.0
-_SILENT_DISPATCHES = 20
-_MOST_EMPTY = 3
 DISPATCH_SECONDS = 0.5
 
 
@@ -93,21 +89,6 @@ class ClusterTrainer:
         self._policy = policy
         self._saved = 0
         self._groups = WorkerGroups(requests, self._targets, connection.workers, policy, paced)
-        self.step_counts = StepCounts({task: Counter() for task in self._targets}, Counter())
-        self.step_counts.out_of_data = {task: Counter() for task in self._targets}
-        self._lock = threading.RLock()
-        self._done = dict.fromkeys(self._targets, 0)
-        self._allowed: dict[str, int] = {}
-        self._in_flight = Counter()
-        self._failures: deque[Exception] = deque()
-        self._news: deque[str] = deque()
-        self._heard: dict[int, float] = {}
-        self._worked: set[int] = set()
-        self._given_up: set[int] = set()
-        self._busy: dict[int, tuple[str, float]] = {}
-        self._usual: dict[str, float] = {}
-        self._traced: dict[str, tuple[Any, Any]] = {}
-        self._made: dict[tuple[str, int], Step] = {}
         epochs = tuple(task.epochs for task in tasks)
         self._make, terms = {}, {}
         for index, task in enumerate(tasks):
@@ -117,7 +98,12 @@ class ClusterTrainer:
             how = {"most": policy.steps_per_dispatch, "seconds": DISPATCH_SECONDS}
             function = several_steps(step, store, task.name, terms[task.name], **how)
             self._make[task.name] = (tf.function(function, autograph=False), task.batches)
-        self._arrived = WorkerReports(terms)
+        self.dispatcher = StepDispatcher(self._queue, connection.present, self._groups, self._targets, WorkerReports(terms))
+
+    @property
+    def step_counts(self) -> StepCounts:
+        """What became of the steps."""
+        return self.dispatcher.step_counts
 
     @property
     def progress(self) -> Progress:
@@ -139,11 +125,8 @@ class ClusterTrainer:
             self._resume()
             heartbeat = ServerHeartbeat(self._store, self._policy.silence_timeout_s, self._who_is_silent)
             with heartbeat, self._stop or StopSignal() as stop:
-                now = time.monotonic()
-                self._heard = dict.fromkeys(self._connection.present, now)
-                for worker in set(range(self._connection.workers)) - set(self._heard):
-                    self._is_lost(worker, now)
-                self._queue.dispatcher = self
+                self.dispatcher.begin(range(self._connection.workers))
+                self._queue.dispatcher = self.dispatcher
                 self._go_on(heartbeat)
                 try:
                     snapshot = self._watch(heartbeat, stop)
@@ -158,87 +141,6 @@ class ClusterTrainer:
             self._queue.pause(timeout=0.0)
             self._queue.dispatcher = None
 
-    # What workers' threads call; they count workers as TensorFlow does.
-
-    def next_step(self, worker: int) -> Step | None:
-        """See `tensorflow_private.Dispatcher`."""
-        worker = self._connection.present[worker]
-        with self._lock:
-            self._is_back(worker)
-            issued = {task: self._done[task] + self._in_flight[task] for task in self._targets}
-            task = self._groups.next_task(worker, issued, self._done)
-            if task is None or self._failures or self._done[task] >= self._allowed.get(task, 0):
-                return None
-            self._in_flight[task] += 1
-            self._busy[worker] = (task, time.monotonic())
-            if (task, worker) not in self._made:
-                self._made[task, worker] = Step(task, *self._traced[task], self._queue)
-            return self._made[task, worker]
-
-    def finished(self, step: Step, worker: int, result: np.ndarray | None) -> None:
-        """See `tensorflow_private.Dispatcher`."""
-        worker = self._connection.present[worker]
-        with self._lock:
-            self._is_back(worker)
-            self._has_ended(step.task, worker)
-            _, started = self._busy.pop(worker, (step.task, time.monotonic()))
-            if result is None:
-                return
-            results, empty = Results.of(result), self.step_counts.out_of_data[step.task]
-            if results.out_of_data:
-                empty[worker] += 1
-                if empty[worker] >= _MOST_EMPTY:
-                    place = f"task '{step.task}' on worker {worker}"
-                    self._failures.append(errors.DataError(f"{place}: its input pipeline ended before its steps were done"))
-            if not len(results.rows):
-                return
-            self._usual[step.task] = time.monotonic() - started
-            self._worked.add(worker)
-            self._done[step.task] = max(self._done[step.task], int(results.rows[-1, 3]) + 1)
-            self.step_counts.steps[step.task][worker] += len(results.rows)
-            self._arrived.add(step.task, worker, results.rows)
-
-    def interrupted(self, step: Step) -> None:
-        """See `tensorflow_private.Dispatcher`."""
-        worker = self._connection.present[step.worker]
-        with self._lock:
-            self._has_ended(step.task, worker)
-            self._busy.pop(worker, None)
-            self.step_counts.interrupted[step.task] += 1
-            self._is_lost(worker, time.monotonic())
-
-    def failed(self, error: Exception) -> None:
-        """See `tensorflow_private.Dispatcher`."""
-        with self._lock:
-            if hasattr(error, "k4p1_worker"):
-                error.k4p1_worker = self._connection.present[error.k4p1_worker]
-            self._failures.append(error)
-
-    def _has_ended(self, task: str, worker: int) -> None:
-        """A dispatch is no longer in flight, unless it was given up already."""
-        if worker in self._given_up:
-            self._given_up.discard(worker)
-        else:
-            self._in_flight[task] -= 1
-
-    def _is_back(self, worker: int) -> None:
-        self._heard[worker] = time.monotonic()
-        if self._groups.is_down(worker):
-            self._groups.back(worker)
-            self._news.append(f"worker {worker} is back")
-
-    def _is_lost(self, worker: int, since: float) -> None:
-        if self._groups.is_down(worker):
-            return
-        self._groups.lost(worker, since)
-        self._worked.discard(worker)
-        tasks = self._groups.tasks_of(worker)
-        left = sorted({w for task in tasks for w in self._groups.group(task) if not self._groups.is_down(w)})
-        go_on = f"its group continues with {', '.join(map(str, left))}" if left else "its group has no other"
-        self._news.append(f"worker {worker} of {', '.join(tasks) or 'no task'} is lost; {go_on}")
-
-    # What the coordinator does.
-
     def _resume(self) -> None:
         resumed = self._books.resume() or {}
         if resumed:
@@ -247,7 +149,7 @@ class ClusterTrainer:
         if sum(max(steps, 0) for steps in lost.values()):
             told = ", ".join(f"{task} {max(steps, 0)}" for task, steps in lost.items())
             self._reporter.message(f"steps since that checkpoint are lost and taken again: {told}")
-        self._done = self._store.done()
+        self.dispatcher.done = self._store.done()
 
     def _trace(self) -> None:
         """Makes the input pipelines on the workers, and all functions: later, one would wait for every worker."""
@@ -256,7 +158,7 @@ class ClusterTrainer:
             with data_errors(task):
                 data = self._connection.coordinator.create_per_worker_dataset(self._pipeline_of(task, batches))
                 iterator = iter(data)
-                self._traced[task] = (Step(task, function, iterator, self._queue).traced, iterator)
+                self.dispatcher.traced[task] = (Step(task, function, iterator, self._queue).traced, iterator)
         self._store.prepare()
         for worker in self._groups.idle():
             self._reporter.message(f"worker {worker} has no task")
@@ -274,19 +176,20 @@ class ClusterTrainer:
         return pipeline
 
     def _watch(self, heartbeat: ServerHeartbeat, stop: StopSignal) -> dict[str, np.ndarray]:
-        total = evaluated = self._saved = sum(self._done.values())
-        last_report = last_count = time.monotonic()
+        total = evaluated = self._saved = sum(self.dispatcher.done.values())
+        last_report = last_count = last_check = time.monotonic()
         while True:
             time.sleep(_LOOK_SECONDS)
             self._alive("training")
             self._queue.wake()
             heartbeat.check()
             self._check_failures()
-            self._check_workers(heartbeat)
-            with self._lock:
-                done = dict(self._done)
-                over = done == self._targets and not +self._in_flight and heartbeat.done == self._targets
-            now, before, total = time.monotonic(), total, sum(done.values())
+            if (now := time.monotonic()) - last_check > _CHECK_SECONDS:
+                last_check = now
+                self._check_workers(heartbeat)
+            done, idle = self.dispatcher.moment()
+            over = done == self._targets and idle and heartbeat.done == self._targets
+            before, total = total, sum(done.values())
             if total > before:
                 self._connection.coordinator.forget_failures()
             if now - last_report > _REPORT_SECONDS or over or stop.caught:
@@ -315,67 +218,34 @@ class ClusterTrainer:
 
     def _allow(self, heartbeat: ServerHeartbeat) -> None:
         """Tells workers how far they may go now."""
-        with self._lock:
-            allowed = self._groups.allowed(self._done)
-            changed, self._allowed = allowed != self._allowed, allowed
-        if changed:
+        if (allowed := self.dispatcher.allow()) is not None:
             heartbeat.wait_for(functools.partial(self._store.allow, allowed))
             self._queue.wake()
 
     def _report(self, done: Mapping[str, int]) -> None:
-        with self._lock:
-            arrived = self._arrived.take()
+        arrived = self.dispatcher.take_reports()
         self._count(done)
         self._books.report(arrived, done)
 
     def _count(self, done: Mapping[str, int]) -> None:
         """What is cheap to say often: how far tasks and workers are, and news."""
-        while self._news:
-            self._reporter.message(self._news.popleft())
-        with self._lock:
-            if (unfinite := self._arrived.unfinite) is not None:
-                self._books.report([unfinite], done)
-            workers = {
-                worker: {
-                    "state": "lost" if self._groups.is_down(worker) else "working" if worker in self._busy else "waiting",
-                    "tasks": self._groups.tasks_of(worker),
-                    "steps": sum(counts[worker] for counts in self.step_counts.steps.values()),
-                    "steps_of": {task: counts[worker] for task, counts in self.step_counts.steps.items() if counts[worker]},
-                }
-                for worker in range(self._connection.workers)
-            }
-            tasks = {
-                task: {"workers": self._groups.group(task), "interrupted": self.step_counts.interrupted[task]}
-                for task in self._targets
-            }
+        news, unfinite = self.dispatcher.take_news()
+        for text in news:
+            self._reporter.message(text)
+        if unfinite is not None:
+            self._books.report([unfinite], done)
         self._reporter.progress(done)
-        self._reporter.status.update(workers=workers, tasks=tasks)
+        self._reporter.status.update(**self.dispatcher.described(range(self._connection.workers)))
 
     def _check_failures(self) -> None:
-        with self._lock:
-            failure = self._failures[0] if self._failures else None
+        failure = self.dispatcher.failure
         if isinstance(failure, errors.K4p1Error):
             raise failure
         if failure is not None:
             raise explained(failure) from failure
 
     def _check_workers(self, heartbeat: ServerHeartbeat) -> None:
-        now = time.monotonic()
-        with self._lock:
-            for task, count in list(heartbeat.done.items()):
-                self._done[task] = max(self._done[task], count)
-            for worker, heard in self._heard.items():
-                task, _ = self._busy.get(worker, (None, 0.0))
-                usual = self._usual.get(task) if task else 0.0
-                first = usual is None or worker not in self._worked
-                patience = _FIRST_STEP_SECONDS if first else max(_SILENT_SECONDS, _SILENT_DISPATCHES * usual)
-                if now - heard > patience and not self._groups.is_down(worker):
-                    self._is_lost(worker, heard)
-                    if task is not None:  # another worker takes the step
-                        self._in_flight[task] -= 1
-                        self._given_up.add(worker)
-            alarms, overdue = self._groups.alarms(now, self._done), self._groups.overdue(now, self._done)
-            moved = self._groups.reassign(self._done)
+        alarms, overdue, moved = self.dispatcher.look_around(dict(heartbeat.done))
         for task in alarms:
             self._reporter.message(
                 f"ALARM: task '{task}' has no live worker (its group: {', '.join(map(str, self._groups.group(task)))})"
@@ -383,8 +253,7 @@ class ClusterTrainer:
         for worker, task in moved.items():
             self._reporter.message(f"worker {worker} joins task '{task}'")
         for task in overdue:
-            with self._lock:
-                borrowed = self._groups.borrow(task) if self._policy.borrow_workers else None
+            borrowed = self.dispatcher.borrow(task) if self._policy.borrow_workers else None
             if borrowed is None:
                 saved = "nothing was saved (no model_dir)"
                 if self._books.saves:
@@ -399,22 +268,18 @@ class ClusterTrainer:
         """The state of a moment without steps in flight; a dispatch that does not return in time is not waited for."""
         heartbeat.wait_for(functools.partial(self._store.allow, dict.fromkeys(self._targets, 0)))
         try:
-            without = {i for i, worker in enumerate(self._connection.present) if self._groups.is_down(worker)}
-            heartbeat.wait_for(functools.partial(self._queue.pause, _PAUSE_SECONDS, without))
+            heartbeat.wait_for(functools.partial(self._queue.pause, _PAUSE_SECONDS, self.dispatcher.lost()))
             return heartbeat.wait_for(self._store.snapshot)
         finally:
             self._go_on(heartbeat)
 
     def _go_on(self, heartbeat: ServerHeartbeat) -> None:
-        with self._lock:
-            self._allowed = {}
+        self.dispatcher.allowed = {}
         self._queue.go_on()
         self._allow(heartbeat)
 
     def _save(self, snapshot: Mapping[str, np.ndarray]) -> int:
-        with self._lock:
-            done = dict(self._done)
-        self._report(done)  # a loss that is not finite is reported before anything is saved
+        self._report(self.dispatcher.moment()[0])  # a loss that is not finite is reported before anything is saved
         self.step_counts.settle(snapshot, list(self._store.groups.values()))
         self._reporter.status.update(owners={o: {"missing": count} for o, count in self.step_counts.missing.items()})
         self._saved = self._books.save(snapshot)

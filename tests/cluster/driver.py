@@ -296,7 +296,7 @@ def groups_of_workers(connection, cluster):
             "updates": {name: int(value) for name, value in snapshot.items() if name.startswith("updates/")},
             "staleness": max(r["staleness_max"] for r in records if r["kind"] == "train"),
             "kinds": sorted({r["kind"] for r in records}),
-            "traced": len(trainer._traced),
+            "traced": len(trainer.dispatcher.traced),
         }
     return found
 
@@ -308,7 +308,7 @@ def devices(connection, cluster):
         models, groups, optimizer = small_tasks(["a"], shared_trained=shared_trained)
         trainer, _ = trainer_of(connection, training_tasks(models, groups, optimizer, 5), groups)
         trainer._trace()
-        graph = trainer._traced["a"][0].graph
+        graph = trainer.dispatcher.traced["a"][0].graph
         operations = list(graph.get_operations())
         for function in graph._functions.values() if hasattr(graph, "_functions") else ():
             operations += getattr(getattr(function, "graph", None), "get_operations", list)()
@@ -350,7 +350,7 @@ def pipelines(connection, cluster):
     def step(iterator):
         store.take_ticket("t")
         batch = next(iterator)
-        weights = tf.range(1, tf.size(batch["inputs"]) + 1, dtype=tf.int64) % 9973
+        weights = tf.range(1, tf.size(batch["inputs"]) + 1, dtype=tf.int64) * 7_368_787 % 99_991_003
         return tf.cast(tf.reduce_sum(tf.cast(tf.reshape(batch["inputs"], [-1]), tf.int64) * weights), tf.float64)
 
     before = cluster.process("worker", 1)
@@ -382,7 +382,7 @@ def pipelines(connection, cluster):
 
 def _first(pipeline):
     pixels = np.reshape(next(iter(pipeline.training()))["inputs"].numpy().astype(np.int64), -1)
-    return (pixels * (np.arange(1, pixels.size + 1) % 9973)).sum()
+    return (pixels * (np.arange(1, pixels.size + 1) * 7_368_787 % 99_991_003)).sum()
 
 
 def bad_worker(connection, cluster):
@@ -435,10 +435,10 @@ def borrowing(connection, cluster):
 def silence(connection, cluster):
     """Worker 1 is stopped just after a result of it has come back; worker 0 goes on, and worker 1 when it is continued."""
     models, groups, optimizer = small_tasks(["a", "b"])
-    tasks = training_tasks(models, groups, optimizer, 1500)
+    tasks = training_tasks(models, groups, optimizer, 700)
     policy = WorkerPolicy(max_lead=0.9, steps_per_dispatch=1)
     trainer, store = trainer_of(connection, tasks, groups, policy=policy)
-    process, finished, moments = cluster.process("worker", 1), trainer.finished, []
+    process, finished, moments = cluster.process("worker", 1), trainer.dispatcher.finished, []
 
     def stopping(step, worker, result):
         finished(step, worker, result)
@@ -448,9 +448,35 @@ def silence(connection, cluster):
             threading.Timer(4.0, process.send_signal, [signal.SIGCONT]).start()
             threading.Timer(3.5, lambda: moments.append(trainer.step_counts.steps["a"][0])).start()
 
-    trainer.finished = stopping
+    trainer.dispatcher.finished = stopping
     trainer.run()
     return {"steps_meanwhile": moments[1] - moments[0], "done": store.done(), "missing": trainer.step_counts.missing}
+
+
+def stores(connection, cluster):
+    """The memory of a worker, MiB, after each of five stores with 33 MB of frozen weights."""
+    from k4p1.engine.groups import ParameterGroup
+    from k4p1.engine.packing import Packing
+
+    found = []
+    for number in range(5):
+        values = np.full([2880, 2880], float(number), np.float32)
+        packing = Packing(("v",), (values.shape,))
+        group = ParameterGroup("frozen", "t", ("t",), "fixed", "backbone", packing, (keras.Variable(values),))
+        store = ServerStore([group], {"t": 10}, devices=connection.devices)
+
+        assert Runs(connection)(_reading(store, group), nothing, 3, workers=(0,))[-1][1] == [float(number)]
+        status = pathlib.Path(f"/proc/{cluster.process('worker', 0).pid}/status").read_text()
+        found.append(int(status.split("VmRSS:")[1].split()[0]) // 1024)
+    return found
+
+
+def _reading(store, group):
+    def step(iterator):
+        next(iterator)
+        return tf.cast(store.read(group)["v"][0, :1], tf.float64)
+
+    return step
 
 
 def _kill_after(trainer, process, steps):
@@ -477,6 +503,7 @@ EXPERIMENTS = (
     pipelines,
     borrowing,
     silence,
+    stores,
 )
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import signal
 import threading
 import types
 
@@ -18,7 +19,7 @@ from k4p1.cluster.step_counts import StepCounts
 from k4p1.cluster.supervisor import Supervisor
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.reporting import Reporter
-from k4p1.engine.stop_signal import StopSignal
+from k4p1.engine.stop_signal import StopSignal, ends_on_sigterm
 
 TRAINED = {"g": [1.0, 2.0]}
 
@@ -169,6 +170,13 @@ def test_a_stop_ends_a_process_that_hangs(supervised, monkeypatch, heeds):
     assert process.ended
 
 
+def test_a_stop_during_the_last_evaluation_ends_the_run(supervised, monkeypatch):
+    monkeypatch.setattr(supervisor, "StopSignal", Caught)
+    trainer, _ = supervised(lambda link: (link.send("saved", 10), trains(link)))
+    with pytest.raises(errors.Preempted, match="saved at step 10"):
+        trainer.run()
+
+
 class Caught(StopSignal):
     def __enter__(self):
         self.caught = 15
@@ -205,3 +213,14 @@ def test_copies_are_made_and_ended(monkeypatch):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_sigterm_outside_of_training_ends_a_run_in_order():
+    """While a run finishes, no loop looks at a `StopSignal`."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(errors.Preempted, match="the same command resumes"), ends_on_sigterm():
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.caught == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -102,6 +102,13 @@ def test_the_context_has_an_executor_for_each_thread():
     assert hasattr(tf_executor.new_executor(enable_async=False), "clear_error")
 
 
+@pytest.mark.parametrize("name", ["set_server_def", "update_server_def"])
+def test_the_time_after_which_a_dead_coordinator_is_forgotten_is_a_default(name):
+    function = getattr(tf_context.Context, name)
+    assert list(inspect.signature(function).parameters) == ["self", "server_def", "keep_alive_secs"]
+    assert len(function.__defaults__) == 1 and hasattr(tf_context, "_KEEP_ALIVE_SECS")
+
+
 def test_no_other_file_touches_private_modules():
     for path in PACKAGE.rglob("*.py"):
         if path.name == pathlib.Path(tensorflow_private.__file__).name:
