@@ -17,8 +17,8 @@ PS = [f"/job:ps/replica:0/task:{i}/device:CPU:0" for i in range(2)]
 @pytest.fixture(scope="module")
 def found():
     command = [sys.executable, str(pathlib.Path(__file__).with_name("driver.py"))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DRIVER_LIMIT": "560"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=580)
     assert done.returncode == 0, done.stderr[-5000:]
     return json.loads(done.stdout.splitlines()[-1])
 
