@@ -308,7 +308,7 @@ def stand_ins(count):
 import json, os, threading, time
 import tensorflow as tf
 config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4, intra_op_parallelism_threads=1)
-jobs = json.loads({json.dumps(json.dumps({job: list(addresses) for job, addresses in spec.jobs.items()}))!r})
+jobs = json.loads({json.dumps({job: list(addresses) for job, addresses in spec.jobs.items()})!r})
 parent = os.getppid()
 servers = [
     tf.distribute.Server(tf.train.ClusterSpec(jobs), job_name=job, task_index=index, protocol="grpc", config=config)

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -18,6 +18,7 @@ _SILENT_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 120
 _PROBE_SECONDS = 2.0
 _MOST_PROBES = 32
+_MOST_NAMES = 12
 _HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _SETTINGS = 4
 _NOBODY = ": nobody listens"
@@ -121,8 +122,9 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _names(members: Iterable[tuple[ClusterSpec, str]]) -> str:
-    return ", ".join(f"{spec.name} ({spec.address}{reason})" for spec, reason in members)
+def _names(members: Sequence[tuple[ClusterSpec, str]]) -> str:
+    more = f" and {len(members) - _MOST_NAMES} others" if len(members) > _MOST_NAMES else ""
+    return ", ".join(f"{spec.name} ({spec.address}{reason})" for spec, reason in members[:_MOST_NAMES]) + more
 
 
 def silence_of(address: str) -> str:
