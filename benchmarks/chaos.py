@@ -9,7 +9,7 @@ became of every task.
 
 With `--silent`: two servers, and events drawn from kill and silence (SIGSTOP, 5 to 90 s) of a worker, silence of a server,
 kill of the coordinator, and 10 s without space on the disk, at moments drawn from so many seconds of running, start and end
-included. A run that ends with 75 (try again) or for want of space is started again, by the same command.
+included. A run that ends with 75 (try again), for want of space, or killed is started again, by the same command.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from silent_events import Events, drawn
 from k4p1.cli import gin_files
 
 WORKERS = 4
+AGAIN = (75, 2, -9)  # try again, no space, killed
 SILENT_BINDINGS = ("train.silence_timeout_s = 20", "train.borrow_workers = True", "train.no_worker_timeout_s = 30")
 GIN = """
 include '{quickstart}'
@@ -93,7 +94,7 @@ def befall(folder, gin_file, steps, events):
     happening, left, codes, counts = Events(folder), list(events), [], {}
     running = 0.0
     try:
-        while not codes or codes[-1] in (75, 2):
+        while not codes or codes[-1] in AGAIN:
             if len(codes) > 20:
                 sys.exit(f"started {len(codes)} times: {codes}")
             process, last = start(folder, gin_file, steps, 2, SILENT_BINDINGS), time.monotonic()
@@ -101,12 +102,11 @@ def befall(folder, gin_file, steps, events):
                 time.sleep(0.1)
                 running, last = running + time.monotonic() - last, time.monotonic()
                 happening.pass_time()
-                if left and left[0][0] < running:
-                    moment, kind, index, seconds = left.pop(0)
-                    happened = happening.happen(kind, index, seconds)
-                    counts[kind] = counts.get(kind, 0) + happened
+                if left and left[0][0] < running and happening.happen(*left[0][1:]):  # otherwise once its process is there
+                    _, kind, index, seconds = left.pop(0)
+                    counts[kind] = counts.get(kind, 0) + 1
                     silence = f" for {seconds:.0f} s" if "silent" in kind else ""
-                    print(f"{moment:.0f} s: {kind} {index}{silence}{'' if happened else ' (not there)'}", flush=True)
+                    print(f"{running:.0f} s: {kind} {index}{silence}", flush=True)
             codes.append(process.returncode)
             print(f"exit {codes[-1]} at {running:.0f} s", flush=True)
     finally:
