@@ -153,6 +153,7 @@ def loaded(path, network):
 
 
 @pytest.mark.parametrize(("reading", "count", "seed"), [(usable, 9_200, 0), (loaded, 800, 1)], ids=["read", "built"])
+@pytest.mark.slow
 def test_an_altered_file_is_refused_as_such_or_can_be_used(reading, count, seed, contents, network, monkeypatch):
     draw = random.Random(seed)
     given = {}

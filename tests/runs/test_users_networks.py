@@ -9,6 +9,8 @@ from k4p1 import backbones, errors
 from k4p1.patches.costs import multiply_adds
 from k4p1.patches.patch_file import load_patch, save_patch
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("float32")
 

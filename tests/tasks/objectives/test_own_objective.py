@@ -152,6 +152,7 @@ def test_a_set_of_patches_answers_and_combines(run, tmp_path):
     np.testing.assert_allclose(patches("both", images), patches("a", images), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_tasks_share_its_head_and_load(tmp_path):
     tasks = [task(name=name, patch="scale_bias", steps=3, augment="") for name in ("one", "two")]
     result = k4p1.train(
