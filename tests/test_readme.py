@@ -67,6 +67,9 @@ def test_the_commands_run(tmp_path, capsys):
             continue  # want data and weights of the reader's own
         if arguments[0] in RUNS:
             arguments += small(arguments[0])
+        if arguments[0] == "nettailor":
+            for binding in ("depth = 8", "remove = [1]", *(f"{n}_epochs = 1" for n in ("teacher", "student", "retrain"))):
+                arguments += ["--gin_bindings", binding]
         assert main.main(arguments) == 0, (arguments, capsys.readouterr().err)
         ran.append(arguments[0])
     assert set(ran) == set(main.COMMANDS) - {"finetune", "predict", "join", "method_table", "mask_rates"}
