@@ -138,7 +138,7 @@ def test_multi_task_training_writes_and_names_it(tmp_path):
     tasks = [task(name, patch="scale_bias+head", steps=2) for name in ("a", "b")]
     result = k4p1.train(backbone=new_network, tasks=tasks, model_dir=tmp_path / "run", **SETTINGS)
     rows = dict(row for _, rows in inspect(tmp_path / "run") for row in rows)
-    assert rows["normalisation"] == result.backbone.normalisation == "pooled over a, b"
+    assert rows["batch normalisation"] == result.backbone.normalisation == "pooled over a, b"
     fingerprints = {read_info(path).fingerprint for path in (tmp_path / "run").glob("tasks/*/patch.safetensors")}
     assert fingerprints == {result.backbone.fingerprint()}
     patched = apply_patches(result.backbone, "head", classes=3, image_size=16)
