@@ -11,6 +11,7 @@ import keras
 from k4p1.backbones import canonical
 
 _BOUND_TO_ORIGINAL = ("build", "quantize")  # wrapped by Keras for one object; a built layer needs neither
+_STATISTICS = ("moving_mean", "moving_variance", "momentum")
 _NO_PARTS = ("_inbound_nodes", "_outbound_nodes", "_tracker")
 
 
@@ -24,10 +25,10 @@ def view(layer: keras.Operation, batch_normalise: bool) -> keras.Operation:
     return _twin(layer, batch_normalise, {})
 
 
-def normalisations(layer: keras.Operation) -> list[keras.layers.BatchNormalization]:
-    """The batch normalisations that a layer consists of, itself included."""
+def normalisations(layer: keras.Operation) -> list[keras.layers.Layer]:
+    """The batch normalisations that a layer consists of, itself included: Keras' own, and layers of the same statistics."""
     parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
-    return [part for part in parts if isinstance(part, keras.layers.BatchNormalization)]
+    return [part for part in parts if all(hasattr(part, name) for name in _STATISTICS)]
 
 
 def _twin(layer: keras.Operation, batch_normalise: bool, made: dict[int, Any]) -> Any:

@@ -113,7 +113,6 @@ def _command_line() -> str:
 def _run_here(name: str, f: flags.FlagValues) -> int:
     """In this process, alone or as coordinator of a cluster."""
     from k4p1.cluster.parent import end_with_parent
-    from k4p1.cluster.restart import start_again
 
     quiet_tensorflow.import_quietly()
     from k4p1.cli import gin_config
@@ -143,6 +142,4 @@ def _run_here(name: str, f: flags.FlagValues) -> int:
         if "argument" not in missing:
             raise
         raise errors.ConfigError(f"{missing}; is {', '.join(f.gin_file)} a file for 'k4p1 {name}'?") from e
-    except errors.ServerLostError as e:
-        start_again(e)
     return 0

@@ -13,6 +13,7 @@ _LOST = (
     tf.errors.DeadlineExceededError,
     tf.errors.FailedPreconditionError,
 )
+_HEADINGS = ("Graph execution error:",)
 _LOST_WORDS = ("invalid device", "unknown device", "remote_handle", "context_id", "been restarted", "does not exist")
 
 
@@ -20,7 +21,8 @@ def explained(error: Exception) -> errors.K4p1Error:
     """A failure of a step or of the cluster as an error for the person who runs it."""
     task, worker = getattr(error, "k4p1_task", None), getattr(error, "k4p1_worker", None)
     error = getattr(error, "original_exception", error)
-    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    lines = [line for line in str(error).splitlines() if line.strip() not in ("", *_HEADINGS)]
+    first = (lines or [type(error).__name__])[0][:200]
     lost = is_server_failure(error) or isinstance(error, _LOST) or any(words in str(error) for words in _LOST_WORDS)
     if lost:
         return errors.ServerLostError(f"a parameter server is lost ({first})")

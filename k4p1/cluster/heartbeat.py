@@ -2,23 +2,31 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from k4p1 import errors
 from k4p1.cluster.store import ServerStore
 
 _SECONDS = 0.5
-_SILENT_SECONDS = 60.0
+_WAIT_SECONDS = 0.1
+T = TypeVar("T")
 
 
 class ServerHeartbeat:
     """`with ServerHeartbeat(store) as heartbeat:` asks all servers twice a second, and reads the tickets that are taken.
 
+    Args:
+      store: on the servers.
+      silence_timeout_s: how long they may be silent.
+      who: names the servers that are silent.
+
     Attributes:
       done: steps of each task by the servers' count, as last read.
     """
 
-    def __init__(self, store: ServerStore):
-        self._store = store
+    def __init__(self, store: ServerStore, silence_timeout_s: float = 60.0, who: Callable[[], str] = str):
+        self._store, self._silence_timeout_s, self._who = store, silence_timeout_s, who
         self.done = store.done()
         self._heard = time.monotonic()
         self._failure: Exception | None = None
@@ -38,13 +46,36 @@ class ServerHeartbeat:
         if self._failure is not None:
             first = (str(self._failure).splitlines() or [type(self._failure).__name__])[0][:160]
             raise errors.ServerLostError(f"a parameter server is lost ({first})") from self._failure
-        if time.monotonic() - self._heard > _SILENT_SECONDS:
-            raise errors.ServerLostError(f"a parameter server has been silent for {_SILENT_SECONDS:g} s")
+        if time.monotonic() - self._heard > self._silence_timeout_s:
+            who = self._who() or "a parameter server"
+            raise errors.ServerLostError(f"{who} has been silent for {self._silence_timeout_s:g} s")
+
+    def wait_for(self, function: Callable[[], T]) -> T:
+        """What a function returns that waits for servers; it has a thread of its own, and this one goes on to check.
+
+        Raises:
+          ServerLostError: a server is lost, or silent for too long.
+        """
+        found: list[T | BaseException] = []
+
+        def call() -> None:
+            try:
+                found.append(function())
+            except BaseException as e:  # it belongs to whoever waits
+                found.append(e)
+
+        thread = threading.Thread(target=call, name="waits for servers", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.check()
+            thread.join(_WAIT_SECONDS)
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
     def _ask(self) -> None:
         while not self._stopped.wait(_SECONDS):
             try:
-                self._store.beat()
                 self.done = self._store.done()
                 self._heard = time.monotonic()
             except Exception as e:  # whatever it is, the coordinator's thread must hear of it

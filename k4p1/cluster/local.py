@@ -180,7 +180,12 @@ def launch(
     """
     model_dir = model_dir.absolute()
     run_lock.check_usable(model_dir)
-    run_record.announce(model_dir, gin_hash)
+    with run_lock.run_lock(model_dir, run_lock.LAUNCHER):  # before anything is announced: servers of another run would leave
+        run_record.announce(model_dir, gin_hash)
+        return _launch(command, flags, model_dir, servers, workers)
+
+
+def _launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int) -> int:
     shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume", "--metrics_port"))]
     caught: list[int] = []
     print(_OPEN, file=sys.stderr, flush=True)

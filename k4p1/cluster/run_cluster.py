@@ -1,23 +1,22 @@
-"""A run's cluster: who works for whom, and the trainer on it."""
+"""A run's cluster, as the process of the run sees it."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from k4p1 import errors
-from k4p1.cluster.connection import Connection, check_port
+from k4p1.cluster.connection import check_port
+from k4p1.cluster.coordinator import Order, Training, coordination
+from k4p1.cluster.coordinator_process import CoordinatorProcess
 from k4p1.cluster.policy import WorkerPolicy
 from k4p1.cluster.spec import COORDINATOR, WORKER, ClusterSpec
-from k4p1.cluster.store import ServerStore
-from k4p1.cluster.trainer import ClusterTrainer
+from k4p1.cluster.supervisor import Supervisor
 from k4p1.cluster.worker_groups import WorkerRequest, assign
 from k4p1.engine.bookkeeping import TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
-from k4p1.engine.groups import TRAINED, ParameterGroup
+from k4p1.engine.groups import ParameterGroup
 from k4p1.engine.reporting import Reporter
 from k4p1.files import run_record
-
-_connections: dict[str, Connection] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +24,15 @@ class RunCluster:
     """The cluster of a run.
 
     Attributes:
-      connection: to servers and workers.
-      requests: how many workers each task needs.
+      process: that coordinates; this one never joins the cluster.
       policy: how workers are used.
       known_steps: how far a coordinator before this one had come, by task.
     """
 
-    connection: Connection
-    requests: Mapping[str, WorkerRequest]
+    process: CoordinatorProcess
     policy: WorkerPolicy
     known_steps: Mapping[str, int]
+    waits: Callable[[str], None]
 
     @staticmethod
     def check(spec: ClusterSpec, workers: Mapping[str, tuple[int | None, float]], policy: WorkerPolicy) -> None:
@@ -53,7 +51,7 @@ class RunCluster:
         )
 
     @classmethod
-    def connect(
+    def begin(
         cls,
         spec: ClusterSpec,
         workers: Mapping[str, tuple[int | None, float]],
@@ -61,9 +59,10 @@ class RunCluster:
         known_steps: Mapping[str, int],
         model_dir: pathlib.Path | None,
         gin_hash: str,
-        tell: Callable[[str], None] = lambda whom: None,
+        training: Training,
+        waits: Callable[[str], None] = lambda whom: None,
     ) -> "RunCluster":
-        """Says which run this is, and waits for servers and workers.
+        """Says which run this is, and makes what the coordinating process is copied from: before TensorFlow starts here.
 
         Args:
           spec: seen by the coordinator.
@@ -72,17 +71,17 @@ class RunCluster:
           known_steps: see the class.
           model_dir: where the run is announced; None announces nothing.
           gin_hash: of the configuration.
-          tell: told for whom the coordinator waits.
+          training: what the coordinating process does.
+          waits: told for whom the coordinator waits.
 
         Raises:
-          ClusterError: no answer from some address.
+          ConfigError: TensorFlow has started already.
         """
         requests = {task: WorkerRequest(*request) for task, request in workers.items()}
+        process = CoordinatorProcess(coordination(spec, requests, policy, training))
         if model_dir is not None:
             run_record.announce(model_dir, gin_hash)
-        if spec.as_tf_config() not in _connections:
-            _connections[spec.as_tf_config()] = Connection(spec, policy.startup_timeout_s, tell)
-        return cls(_connections[spec.as_tf_config()], requests, policy, known_steps)
+        return cls(process, policy, known_steps, waits)
 
     def trainer(
         self,
@@ -90,19 +89,9 @@ class RunCluster:
         groups: Sequence[ParameterGroup],
         reporter: Reporter,
         checkpoints: Checkpoints | None,
-        **how,
-    ) -> ClusterTrainer:
-        """The trainer of a run; `how` as for `ClusterTrainer`."""
-        steps = {task.name: task.steps for task in tasks}
-        store = ServerStore(groups, steps, how["loss_scaled"], devices=self.connection.devices)
-        return ClusterTrainer(
-            self.connection,
-            tasks,
-            store,
-            self.requests,
-            self.policy,
-            reporter,
-            checkpoints,
-            paced=any(group.role == TRAINED and len(group.users) > 1 for group in groups),
-            **how,
-        )
+        run_hash: str,
+        refit_step: int | None = None,
+    ) -> Supervisor:
+        """Trains on the cluster, see `Supervisor` and `Order`."""
+        order = Order(run_hash, self.known_steps if refit_step is None else {}, refit_step)
+        return Supervisor(self.process, self.policy, tasks, groups, reporter, checkpoints, order, self.waits)

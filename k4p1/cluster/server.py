@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from k4p1 import quiet_tensorflow
 from k4p1.cluster.parent import end_with_parent
@@ -41,7 +42,7 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
 
     wait_for_run(model_dir, gin_hash, spec.name, spec.jobs[COORDINATOR][0])
     check_port(spec)
-    started = time.time()
+    before = status_file.read_if_whole(model_dir)
     workers = len(spec.jobs[WORKER])
     # Every step holds a thread of a server while it waits for the worker's gradients, and one of the worker for each server.
     threads = max(int(os.environ.get("TF_NUM_INTEROP_THREADS", 0)), workers + 2, len(spec.jobs[SERVER]) + 2)
@@ -60,8 +61,8 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
     )
     print(f"{spec.name}: serving at {spec.address} (process {os.getpid()})", flush=True)
     asked = _stop_signal()
-    while not _is_over(model_dir, started, stopped=bool(asked)):
-        if asked and time.time() - asked[0] > _GRACE_SECONDS:
+    while not _is_over(status_file.read_if_whole(model_dir), before, stopped=bool(asked)):
+        if asked and time.monotonic() - asked[0] > _GRACE_SECONDS:
             break
         time.sleep(_LOOK_SECONDS)
     print(f"{spec.name}: the run is over", flush=True)
@@ -85,15 +86,17 @@ def serve_and_exit(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) ->
 
 
 def _stop_signal() -> list[float]:
-    """The times of SIGTERM: where all processes get it at once, servers stay until their coordinator has saved."""
+    """The moments of SIGTERM: where all processes get it at once, servers stay until their coordinator has saved."""
     times: list[float] = []
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: times.append(time.time()))
+        signal.signal(signal.SIGTERM, lambda *_: times.append(time.monotonic()))
     return times
 
 
-def _is_over(model_dir: pathlib.Path, since: float, stopped: bool) -> bool:
-    """Whether the run has ended for good since a moment, or, if so asked, has been stopped."""
-    status = status_file.read_if_whole(model_dir)
+def _is_over(status: Mapping[str, Any], before: Mapping[str, Any], stopped: bool) -> bool:
+    """Whether a run has ended for good, or, if so asked, has been stopped, and left another status than the one before.
+
+    Clocks differ between machines, and jump: only whether it is another status counts.
+    """
     ends = (status_file.FINISHED, status_file.FAILED, *([status_file.STOPPED] if stopped else []))
-    return status.get("time", 0) > since and status.get("state") in ends
+    return status != before and status.get("state") in ends

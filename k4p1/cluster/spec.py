@@ -71,6 +71,15 @@ def from_environment() -> ClusterSpec | None:
         if job not in JOBS:
             raise errors.ConfigError(errors.unknown("job in TF_CONFIG", job, JOBS))
     jobs = {job: _addresses(job, config["cluster"].get(job)) for job in JOBS}
+    known: dict[str, str] = {}
+    for job, addresses in jobs.items():
+        for index, address in enumerate(addresses):
+            name = ClusterSpec(jobs, job, index).name
+            if address in known:
+                raise errors.ConfigError(
+                    f"TF_CONFIG: {known[address]} and {name} have the same address {address}; give each its own"
+                )
+            known[address] = name
     if len(jobs[COORDINATOR]) > 1:
         raise errors.ConfigError(
             f"TF_CONFIG names {len(jobs[COORDINATOR])} addresses for 'chief'; a cluster has one coordinator"

@@ -7,10 +7,13 @@ assignments may change at any moment. All else (datasets on workers, detecting a
 `tests/cluster/test_tensorflow_private.py` checks every private name used here; `setup.py` pins TensorFlow's versions.
 """
 
+import threading
+from collections.abc import Container
 from typing import Any, Protocol
 
 import tensorflow as tf
 from tensorflow.python.distribute.coordinator import cluster_coordinator as tf_coordinator
+from tensorflow.python.eager import context as tf_context
 
 
 class Dispatcher(Protocol):
@@ -20,7 +23,7 @@ class Dispatcher(Protocol):
         """What a worker does next; None: nothing now. The queue is locked: be quick, and run no operations."""
 
     def finished(self, step: "Step", worker: int, result: Any) -> None:
-        """A step returned; None: there was no ticket, or no data."""
+        """A step returned; None: it was refused a ticket (`Store.take_ticket`), or data."""
 
     def interrupted(self, step: "Step") -> None:
         """A step was lost with its worker, or its connection; it may or may not have updated parameters."""
@@ -52,18 +55,45 @@ class Step(tf_coordinator.Closure):
     def execute_on(self, worker: tf_coordinator.Worker) -> None:
         self._output_remote_value_ref = None  # a step may run again and again
         value = self.build_output_remote_value()
+        _own_executor(worker)
         try:
-            super().execute_on(worker)
+            self._run_on(worker)
             result = value.fetch()
         except tf.errors.OutOfRangeError:
             # No ticket is left; or no data, which looks alike: the ticket's failure also ends the data of the step.
+            worker.executor.clear_error()
             result = None
         except Exception as e:
+            worker.executor.clear_error()
             if not (isinstance(e, tf.errors.CancelledError) and "Iterator was cancelled" in str(e)):
                 e.k4p1_task, e.k4p1_worker = self.task, worker.worker_index
                 raise
             result = None  # the same, reported by the data that the ticket's failure cancelled
         self.dispatcher.finished(self, worker.worker_index, result)
+
+    def _run_on(self, worker: tf_coordinator.Worker) -> None:
+        """As `Closure.execute_on`, without `executor_scope`; see `_own_executor`."""
+        args = tf_coordinator._select_worker_slice(worker.worker_index, self._args)
+        error = tf_coordinator._get_error_from_remote_values(args)
+        if error:
+            raise error if isinstance(error, tf_coordinator.ClosureInputError) else tf_coordinator.ClosureInputError(error)
+        context = tf_coordinator.coordinator_context
+        with tf.device(worker.device_name), context.with_dispatch_context(worker):
+            values = self._function(*tf.nest.map_structure(context.maybe_get_remote_value, args))
+        self.maybe_call_with_output_remote_value(lambda remote: remote._set_values(values))
+
+
+_threads = threading.local()
+
+
+def _own_executor(worker: tf_coordinator.Worker) -> None:
+    """Gives the thread of a worker that worker's executor for good.
+
+    `executor_scope` otherwise wraps the executor that all threads share, and the wrapper's end waits for whatever is pending
+    there: a worker that has fallen silent would stop all.
+    """
+    if getattr(_threads, "executor", None) is not worker.executor:
+        tf_context.context().executor = _threads.executor = worker.executor
 
 
 class PullQueue(tf_coordinator._CoordinatedClosureQueue):
@@ -77,19 +107,30 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
         super().__init__()
         self.dispatcher: Dispatcher | None = None
         self._paused = False
+        self._at_work: dict[int, int] = {}
 
     def get(self, timeout: float | None = None, tag: int | None = None) -> tf_coordinator.Closure | None:
         with self._queue_lock:
             while self._should_process_closures:
                 if not self._tagged_queue[tag].empty():  # datasets of this worker come first
                     return self._tagged_queue[tag].get(block=False)
-                step = None if self._paused or self.dispatcher is None else self.dispatcher.next_step(tag)
+                step = self._next_step(tag)
                 if step is not None:
-                    step.worker = tag
+                    step.worker = _threads.worker = tag
+                    self._at_work[tag] = self._at_work.get(tag, 0) + 1
                     self.inflight_closure_count += 1
                     return step
                 if not self._closures_queued_condition.wait(timeout=timeout) and timeout is not None:
                     return None
+            return None
+
+    def _next_step(self, worker: int) -> Step | None:
+        if self._paused or self.dispatcher is None:
+            return None
+        try:
+            return self.dispatcher.next_step(worker)
+        except Exception as e:  # it belongs to the dispatcher, and must not end the worker's thread
+            self.dispatcher.failed(e)
             return None
 
     def wake(self) -> None:
@@ -97,11 +138,18 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
         with self._queue_lock:
             self._closures_queued_condition.notify_all()
 
-    def pause(self, timeout: float) -> bool:
-        """Issues no more steps, and waits for those in flight; False if some did not return in time."""
+    def pause(self, timeout: float, without: Container[int] = ()) -> bool:
+        """Issues no more steps, and waits for those in flight; False if some did not return in time.
+
+        Args:
+          timeout: seconds.
+          without: workers that are not waited for.
+        """
         with self._queue_lock:
             self._paused = True
-            return self._no_inflight_closure_condition.wait_for(lambda: self._inflight_closure_count == 0, timeout)
+            return self._no_inflight_closure_condition.wait_for(
+                lambda: all(worker in without for worker in self._at_work), timeout
+            )
 
     def go_on(self) -> None:
         """Ends a pause."""
@@ -137,8 +185,11 @@ class PullQueue(tf_coordinator._CoordinatedClosureQueue):
 
     def _one_less(self) -> None:
         self.inflight_closure_count -= 1
-        if self._inflight_closure_count == 0:
-            self._no_inflight_closure_condition.notify_all()
+        worker = _threads.worker
+        self._at_work[worker] -= 1
+        if not self._at_work[worker]:
+            del self._at_work[worker]
+        self._no_inflight_closure_condition.notify_all()
         self._closures_queued_condition.notify_all()
 
 
@@ -176,6 +227,28 @@ class PullCoordinator(tf_coordinator.ClusterCoordinator):
     def queue(self) -> PullQueue:
         """The queue that workers ask."""
         return self._cluster.closure_queue
+
+    def forget_failures(self) -> None:
+        """After progress: TensorFlow's counts of passing failures begin again; they would add up over a long run."""
+        with self._cluster._potential_ps_failures_lock:
+            self._cluster._potential_ps_failures_count = [0] * self._cluster._num_ps
+        with self._cluster._transient_timeouts_lock:
+            self._cluster._transient_timeouts_count = 0
+
+
+def free_soon(seconds: int) -> None:
+    """For a process that is yet to connect: servers and workers free what it placed there so long after it has died.
+
+    TensorFlow's ten minutes add up where coordinators are replaced.
+    """
+    tf_context._KEEP_ALIVE_SECS = seconds
+    for function in (tf_context.Context.set_server_def, tf_context.Context.update_server_def):
+        function.__defaults__ = (seconds,)
+
+
+def has_started() -> bool:
+    """Whether TensorFlow runs in this process: a copy of the process could then not use it."""
+    return tf_context.context()._initialized
 
 
 def is_server_failure(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """Which worker serves which task, whose turn it is, and which groups have no worker left. Plain Python, no TensorFlow."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from k4p1 import errors
@@ -112,7 +113,7 @@ class WorkerGroups:
           issued: steps of each task that are done or in flight.
           done: steps of each task that are done.
         """
-        slowest = min(done[task] / self._targets[task] for task in self._targets)
+        slowest = self._slowest(done)
         ready = [
             task
             for task in self.tasks_of(worker)
@@ -120,9 +121,22 @@ class WorkerGroups:
         ]
         return min(ready, key=lambda task: (issued[task] + 1) / self._targets[task]) if ready else None
 
+    def allowed(self, done: Mapping[str, int]) -> dict[str, int]:
+        """Up to which count the steps of each task may go on now."""
+        slowest = self._slowest(done)
+        return {
+            task: min(target, math.floor(slowest * target + self._lead(task)) + 1) if self._paced else target
+            for task, target in self._targets.items()
+        }
+
+    def _slowest(self, done: Mapping[str, int]) -> float:
+        return min(done[task] / self._targets[task] for task in self._targets)
+
+    def _lead(self, task: str) -> float:
+        return max(self._policy.max_lead * self._targets[task], len(self.group(task)))
+
     def _leads(self, task: str, issued: int, slowest: float) -> bool:
-        steps = max(self._policy.max_lead * self._targets[task], len(self.group(task)))
-        return self._paced and issued - slowest * self._targets[task] > steps
+        return self._paced and issued - slowest * self._targets[task] > self._lead(task)
 
     def lost(self, worker: int, now: float) -> None:
         """A worker is gone since `now`, seconds of any clock."""

@@ -66,6 +66,9 @@ class StepReport(NamedTuple):
       step: the ticket.
       loss, examples, skipped, staleness, terms: see `StepResult`.
       worker: who took it; None in one process.
+      count: how many steps this stands for: loss, terms and staleness are then means, examples and skipped are sums, `step`
+        is the last ticket, or the first with a loss that is not finite.
+      staleness_max: the largest staleness of these steps; None where there is one.
     """
 
     task: str
@@ -76,6 +79,8 @@ class StepReport(NamedTuple):
     staleness: float = 0.0
     worker: int | None = None
     terms: Mapping[str, float] = {}
+    count: int = 1
+    staleness_max: float | None = None
 
 
 @dataclasses.dataclass
@@ -192,7 +197,9 @@ class Bookkeeping:
                 self._reporter.evaluated("validation", name, done[name], metrics)
                 larger_is_better = task.metrics[task.selecting].larger_is_better
                 selected.append(metrics[task.selecting] if larger_is_better else -metrics[task.selecting])
-        if float(np.mean(selected)) >= self.progress.best:
+        if not all(np.isfinite(value).all() for value in snapshot.values()):
+            self._reporter.message(f"the state after {sum(done.values())} steps is not finite; it is not kept as the best")
+        elif float(np.mean(selected)) >= self.progress.best:
             best, best_step = float(np.mean(selected)), sum(done.values())
             if self._checkpoints:
                 self._checkpoints.save_best(snapshot, Progress(best, best_step, self.progress.skipped).as_json())

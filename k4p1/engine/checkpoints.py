@@ -1,5 +1,6 @@
 """Checkpoints of a run: whole or not there, checked by content hash, the last few and the best."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -55,10 +56,10 @@ class Checkpoints:
         return [path for _, path in sorted(found, reverse=True)]
 
     def save(self, step: int, state: Mapping[str, np.ndarray], progress: Mapping) -> pathlib.Path:
-        """Writes a checkpoint, then removes the oldest beyond `keep`."""
+        """Writes a checkpoint, then removes the oldest beyond `keep`; the one just written stays in any case."""
         path = self._folder / f"step_{step:08d}.safetensors"
         self._write(path, state, progress)
-        for old in self.paths()[self._keep :]:
+        for old in [other for other in self.paths() if other != path][self._keep - 1 :]:
             old.unlink(missing_ok=True)
         return path
 
@@ -67,12 +68,20 @@ class Checkpoints:
         self._write(self.best_path, state, progress)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None; says which damaged ones it passed over."""
+        """The newest checkpoint that is whole, or None.
+
+        For whoever resumes: says which damaged ones it passed over and renames them to `.damaged`, so that they count no
+        more; removes what a killed process was writing.
+        """
+        for partial in self._folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
         for path in self.paths():
             try:
                 return self.read(path)
             except errors.ArtifactError as e:
                 _log.warning("%s; returning to the checkpoint before it", e)
+                with contextlib.suppress(OSError):
+                    path.rename(path.with_suffix(".damaged"))
         return None
 
     def best(self) -> Checkpoint | None:

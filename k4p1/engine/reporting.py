@@ -18,6 +18,7 @@ from k4p1.files.status_file import TRAINING, StatusFile
 
 _PLAIN_LINE_SECONDS = 10.0
 _SPEED_SECONDS = 10.0
+_OF_WORKERS = ("loss", "steps_per_s", "examples_per_s", "staleness_mean", "staleness_max")
 
 
 class Reporter:
@@ -84,10 +85,13 @@ class Reporter:
             speed = f"{values['examples_per_s']:,.0f}" if "examples_per_s" in values else "-"
             self._progress.update(self._bars[task], completed=done[task], loss=loss, speed=speed, more=more)
             self._log("train", task, done[task], values)
-        workers = {}
-        for worker in sorted({r.worker for r in reports if r.worker is not None}):
-            values = workers[worker] = self._measure(f"worker {worker}", [r for r in reports if r.worker == worker])
-            self._log("worker", str(worker), sum(done.values()), values)
+        workers = {
+            worker: self._measure(f"worker {worker}", [r for r in reports if r.worker == worker])
+            for worker in sorted({r.worker for r in reports if r.worker is not None})
+        }
+        if workers:
+            columns = {key: [_short(values.get(key)) for values in workers.values()] for key in _OF_WORKERS}
+            self._write({"kind": "workers", "step": sum(done.values()), "worker": list(workers), **columns})
         self.status.update(
             TRAINING,
             tasks={task: {"done": done[task], "target": target, **found[task]} for task, target in self._steps.items()},
@@ -107,15 +111,24 @@ class Reporter:
         """Mean loss, speed and staleness of steps."""
         if not reports:
             return {}
-        values = {"loss": float(np.mean([r.loss for r in reports]))}
+        counts = [r.count for r in reports]
+        values = {"loss": _mean([r.loss for r in reports], counts)}
         if all(len(r.terms) > 1 for r in reports):
             for term in sorted(set().union(*(r.terms for r in reports))):
-                values[f"loss_{term}"] = float(np.mean([r.terms[term] for r in reports if term in r.terms]))
+                having = [r for r in reports if term in r.terms]
+                values[f"loss_{term}"] = _mean([r.terms[term] for r in having], [r.count for r in having])
         speed = self._speeds.setdefault(name, _Speed())
-        values |= speed.after(len(reports), sum(r.examples for r in reports))
+        values |= speed.after(sum(counts), sum(r.examples for r in reports))
         if reports[0].worker is not None:
-            values |= self._staleness.setdefault(name, _Staleness()).after([r.staleness for r in reports])
+            values |= self._staleness.setdefault(name, _Staleness()).after(reports)
         return values
+
+    def progress(self, done: Mapping[str, int]) -> None:
+        """Reports how far each task is, and nothing else."""
+        for task, bar in self._bars.items():
+            self._progress.update(bar, completed=done[task])
+        tasks = {task: {"done": done[task], "target": target} for task, target in self._steps.items()}
+        self.status.update(TRAINING, tasks=tasks)
 
     def evaluated(self, split: str, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Reports metrics of a task on a split."""
@@ -135,24 +148,31 @@ class Reporter:
     def _log(self, event: str, name: str, step: int, values: Mapping[str, float]) -> None:
         if self._folder is None:
             return
-        record = {
-            "kind": event,
-            "worker" if event == "worker" else "task": name,
-            "step": step,
-            "time": round(time.time(), 3),
-        }
-        path = self._folder / "metrics.jsonl"
-        try:
-            with open(path, "a", encoding="utf-8") as f:
-                f.write(json.dumps({**record, **values}) + "\n")
-        except OSError as e:
-            raise atomic.storage_error(path, e) from e
+        self._write({"kind": event, "task": name, "step": step, **values})
         place = f"{event}/{name}"
         if place not in self._writers:
             self._writers[place] = tf.summary.create_file_writer(str(self._folder / place))
         with self._writers[place].as_default(step=step):
             for key, value in values.items():
                 tf.summary.scalar(key, value)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as f:
+                f.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        except OSError as e:
+            raise atomic.storage_error(path, e) from e
+
+
+def _mean(values: Sequence[float], counts: Sequence[int]) -> float:
+    return float(np.mean(values) if max(counts) == 1 else np.average(values, weights=counts))
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 class _Speed:
@@ -184,11 +204,11 @@ class _Staleness:
     def __init__(self):
         self._count, self._sum, self._largest = 0, 0.0, 0.0
 
-    def after(self, values: Sequence[float]) -> dict[str, float]:
+    def after(self, reports: Sequence[Any]) -> dict[str, float]:
         """Counts more steps."""
-        self._count, self._sum, self._largest = (
-            self._count + len(values),
-            self._sum + sum(values),
-            max(self._largest, *values),
-        )
+        for r in reports:
+            largest = r.staleness if r.staleness_max is None else r.staleness_max
+            self._count += r.count
+            self._sum += r.count * r.staleness
+            self._largest = max(self._largest, largest)
         return {"staleness_mean": self._sum / self._count, "staleness_max": self._largest}

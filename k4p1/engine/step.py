@@ -39,7 +39,7 @@ class StepResult(NamedTuple):
       examples: sum of the example weights, so corrupt images do not count.
       skipped: corrupt images in the batch.
       ticket: number of the step.
-      staleness: updates of the task's largest trained vector between the step's read and its own update.
+      staleness: updates of the task's largest trained vector between the step's read and its own update, or its drop.
       terms: of the loss by name, before they are weighted; empty where the loss is one term.
     """
 
@@ -78,6 +78,9 @@ def training_step(
 ) -> Callable[[Batch], StepResult]:
     """A function of one batch that takes a ticket, computes loss and gradients, and updates the groups that it used.
 
+    It may be given its ticket as a second argument. The one that it takes depends on the batch: without data there is none.
+    An update that comes too late for the store (`Store.max_staleness`) is dropped, and counted there.
+
     Args:
       task: the task as a pure function.
       store: holds the groups; see `Store`.
@@ -90,8 +93,10 @@ def training_step(
     moved = [group for group in task.groups if group.role == STATISTICS]
     largest = max(trained, key=lambda group: group.packing.size) if trained else None
 
-    def step(batch: Batch) -> StepResult:
-        ticket = store.take_ticket(task.name)
+    def step(batch: Batch, ticket: tf.Tensor | None = None) -> StepResult:
+        if ticket is None:
+            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+                ticket = store.take_ticket(task.name)
         progress = tf.cast(ticket, tf.float32) / float(pace.steps)
         factor = schedule.factor(progress, pace.epochs)
         seed = tf.random.experimental.stateless_fold_in(
@@ -110,24 +115,35 @@ def training_step(
         gradients = tape.gradient(target, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         with tf.control_dependencies([ticket]):  # a step that got no ticket changes nothing
             gradients = [tf.identity(gradient) for gradient in gradients]
-            deltas = {group.name: forward.statistics[group.name] - vectors[group.name] for group in moved}
+            statistics = {group.name: tf.identity(forward.statistics[group.name]) for group in moved}
+        lag = None
+        if store.max_staleness is not None and largest is not None:
+            with tf.control_dependencies(gradients):  # as late as possible: just before the update
+                lag = store.updates(largest) - seen
+        slower = 1.0 / (1.0 + tf.cast(lag, tf.float32)) if lag is not None and store.damp_stale_updates else None
 
         def update() -> tf.Tensor:
             """Returns how many updates came between the read and this one."""
             others = tf.zeros([], tf.int64)
             for group, gradient in zip(trained, gradients, strict=True):
                 rate = factor * group.updates[task.name].rate
+                rate = rate if slower is None else rate * slower
                 count = store.apply_gradient(group, gradient if scale is None else gradient / scale, rate)
                 others = count - 1 - seen if group is largest else others
             for group in moved:
-                store.add(group, deltas[group.name])
+                store.move_statistics(group, statistics[group.name], vectors[group.name], task.statistics_momentum)
             return others
 
-        if scale is None:
+        finite = None
+        if scale is not None:
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        late = None if lag is None else lag > store.max_staleness
+        if finite is None and late is None:
             staleness = update()
         else:
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-            staleness = tf.cond(finite, update, lambda: tf.zeros([], tf.int64))
+            accepted = tf.logical_not(late) if finite is None else finite if late is None else finite & ~late
+            staleness = tf.cond(accepted, update, lambda: store.count_dropped(task.name, late, lag))
+        if finite is not None:
             store.report_gradients(task.name, finite)
         weights = batch["weight"]
         skipped = tf.reduce_sum(1.0 - weights)

@@ -1,9 +1,28 @@
 """SIGTERM and SIGINT as a wish that the training loop looks at between two steps."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 from k4p1 import errors
+
+
+@contextlib.contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Within it, and outside a training loop, SIGTERM raises `Preempted` where the main thread is: a run ends in order."""
+
+    def end(number, _frame):
+        raise errors.Preempted("asked to stop (SIGTERM); the same command resumes from the newest checkpoint")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignal:

@@ -9,6 +9,8 @@ from k4p1 import errors
 from k4p1.engine.groups import FIXED, TRAINED, ParameterGroup
 from k4p1.engine.sharding import ShardedVector
 
+COUNTS = "count/"
+"""How the names of those counters begin in a snapshot that only report what became of steps; a store may lack them."""
 _FIRST_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_PATIENCE = 2000
 
@@ -21,7 +23,14 @@ class Store:
       steps: step target of each task; tickets 0 to target - 1 are issued once each.
       loss_scaled: whether the step needs a dynamic loss scale (mixed_float16).
       devices: every vector is cut into one shard per device. One process needs one: None, TensorFlow's default.
+
+    Attributes:
+      max_staleness: how many updates by others an update may come after; None: any number.
+      damp_stale_updates: whether the rate is divided by 1 + that number.
     """
+
+    max_staleness: int | None = None
+    damp_stale_updates: bool = False
 
     def __init__(
         self,
@@ -37,13 +46,13 @@ class Store:
         for number, group in enumerate(groups):
             trained = group.role == TRAINED
             initial = group.initial()
-            self._vectors[group.name] = ShardedVector(initial, self.devices, group.name, trained)
+            devices = self._shard_devices(number, initial.size)
+            self._vectors[group.name] = ShardedVector(initial, devices, group.name, trained)
             if trained:
                 optimizer = group.update.optimizer
                 self._optimizers[group.name] = optimizer
                 self._slots[group.name] = {
-                    slot: ShardedVector(np.zeros_like(initial), self.devices, f"{group.name}.{slot}")
-                    for slot in optimizer.slots
+                    slot: ShardedVector(np.zeros_like(initial), devices, f"{group.name}.{slot}") for slot in optimizer.slots
                 }
                 with tf.device(self._counter_device(number)):
                     self._updates[group.name] = tf.Variable(0, dtype=tf.int64, name=f"updates_{group.name}")
@@ -53,6 +62,10 @@ class Store:
                 self._tickets[task] = tf.Variable(0, dtype=tf.int64, name=f"ticket_{task}")
                 if loss_scaled:
                     self._loss_scales[task] = (tf.Variable(_FIRST_LOSS_SCALE), tf.Variable(0))
+
+    def _shard_devices(self, number: int, size: int) -> Sequence[str | None]:
+        """Where the shards of the vector with this number and size are, one device per shard."""
+        return self.devices
 
     def _counter_device(self, number: int) -> str:
         return self.devices[number % len(self.devices)] or "CPU:0"  # counting up is an operation of CPUs
@@ -71,14 +84,14 @@ class Store:
 
     def take_ticket(self, task: str) -> tf.Tensor:
         """The number of the next step of a task, int64; fails with OutOfRangeError when its target is reached."""
-        return _count_up(self._tickets[task], self.steps[task])
+        return count_up(self._tickets[task], self.steps[task])
 
     def apply_gradient(self, group: ParameterGroup, gradient: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         """One optimizer update of a trained group; returns how many it has had, this one included."""
         with tf.control_dependencies([gradient]):  # at the time of the update, not at the start of the step
-            count = _count_up(self._updates[group.name], tf.int64.max) + 1
+            count = count_up(self._updates[group.name], tf.int64.max) + 1
         vector, slots = self._vectors[group.name], self._slots[group.name]
-        for number, (shard, piece) in enumerate(zip(vector.shards, vector.split(gradient), strict=True)):
+        for number, (shard, piece) in enumerate(zip(vector.shards, self._sent(vector, gradient), strict=True)):
             self._optimizers[group.name].update(
                 shard,
                 {slot: sharded.shards[number] for slot, sharded in slots.items()},
@@ -89,9 +102,24 @@ class Store:
             )
         return count
 
-    def add(self, group: ParameterGroup, delta: tf.Tensor) -> None:
-        """Adds to a statistics group, atomically."""
-        self._vectors[group.name].add(delta)
+    def _sent(self, vector: ShardedVector, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
+        """The pieces of a gradient as they arrive at the shards, float32."""
+        return vector.split(gradient)
+
+    def move_statistics(self, group: ParameterGroup, new: tf.Tensor, read: tf.Tensor, momentum: Mapping[str, float]) -> None:
+        """Moves a statistics group.
+
+        Args:
+          group: whose role is `statistics`.
+          new: what a step made of `read`: `momentum * read + (1 - momentum) * batch`.
+          read: the vector that the step read.
+          momentum: by the names of the group; a statistic without one changes by a difference.
+        """
+        self._vectors[group.name].add(new - read)
+
+    def count_dropped(self, task: str, late: tf.Tensor | None, lag: tf.Tensor | None) -> tf.Tensor:
+        """Counts an update that is not applied: it came too late, or its gradients are not finite; returns its staleness."""
+        return tf.zeros([], tf.int64) if lag is None else lag
 
     def loss_scale(self, task: str) -> tf.Tensor | None:
         """The factor of the loss under mixed_float16, or None."""
@@ -129,12 +157,13 @@ class Store:
           ArtifactError: names or shapes differ; nothing is changed then.
         """
         state = self._state()
-        for name in sorted(set(state) | set(snapshot)):
+        for name in sorted(name for name in set(state) | set(snapshot) if not name.startswith(COUNTS)):
             here, there = state.get(name), snapshot.get(name)
             if here is None or there is None or tuple(here.shape) != there.shape:
                 raise errors.ArtifactError(f"the checkpoint is of another run: '{name}' does not fit")
         for name, variable in state.items():
-            variable.assign(snapshot[name])
+            if name in snapshot:
+                variable.assign(snapshot[name])
 
     def _state(self) -> dict[str, tf.Variable | ShardedVector]:
         state: dict[str, tf.Variable | ShardedVector] = {f"ticket/{task}": ticket for task, ticket in self._tickets.items()}
@@ -150,7 +179,7 @@ class Store:
         return state
 
 
-def _count_up(counter: tf.Variable, limit: int) -> tf.Tensor:
+def count_up(counter: tf.Variable, limit: int) -> tf.Tensor:
     """The counter's value, which then grows by one: one atomic operation; OutOfRangeError at the limit."""
     with tf.device(counter.device):
         return tf.raw_ops.ResourceCountUpTo(resource=counter.handle, limit=limit, T=tf.int64)

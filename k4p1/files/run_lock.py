@@ -16,6 +16,7 @@ from k4p1.files import atomic, status_file
 from k4p1.files.run_record import RUN_FILE
 
 NAME = "coordinator.lock"
+LAUNCHER = "launcher.lock"
 _WAITS_FOR = "waits for "
 _FLOCK = "qqihh" if sys.platform == "darwin" else "hhqqi"
 _held: dict[pathlib.Path, "RunLock"] = {}
@@ -84,16 +85,20 @@ def _is_locked(handle) -> bool | None:
 
 
 @contextlib.contextmanager
-def run_lock(folder: pathlib.Path) -> Iterator[RunLock]:
+def run_lock(folder: pathlib.Path, name: str = NAME) -> Iterator[RunLock]:
     """Holds the folder for this process; the system releases it when the process ends, however it ends.
 
     A POSIX record lock, which network file systems know too.
+
+    Args:
+      folder: of the run.
+      name: of the lock: `NAME` for who trains, `LAUNCHER` for who starts a local cluster, which outlives it.
 
     Raises:
       ConfigError: another process holds it; names host and process.
       StorageError: the folder cannot be written.
     """
-    path = folder / NAME
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, and kept open until then
@@ -126,7 +131,7 @@ def check_usable(folder: pathlib.Path) -> None:
     """
     if not folder.is_dir():
         return
-    ours = {RUN_FILE, NAME, status_file.NAME, "logs", "gin"}
+    ours = {RUN_FILE, NAME, LAUNCHER, status_file.NAME, "logs", "gin"}
     if not (folder / RUN_FILE).is_file() and any(path.name not in ours for path in folder.iterdir()):
         raise errors.ConfigError(f"{folder} is not empty and holds no run of k4p1; give a new or empty --model_dir")
     if (folder / NAME).is_file():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
-import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.backbones.backbone import UNTOUCHED, Backbone
@@ -15,6 +14,7 @@ from k4p1.cluster.spec import ClusterSpec
 from k4p1.engine.groups import freeze, write_back
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.rules import Rules
+from k4p1.engine.stop_signal import ends_on_sigterm
 from k4p1.files import atomic, status_file
 from k4p1.files.run_lock import RunLock, check_usable, run_lock
 from k4p1.files.status_file import StatusFile
@@ -33,6 +33,7 @@ from k4p1.tasks.prepare import PreparedTask, prepare_tasks
 from k4p1.tasks.task import Task
 
 if TYPE_CHECKING:
+    from k4p1.cluster.coordinator import Coordinator, Order, Training
     from k4p1.cluster.run_cluster import RunCluster
 
 
@@ -78,14 +79,14 @@ def _run(
     folder = ModelDir(settings.model_dir) if settings.model_dir is not None else None
     role = where_to_run().role
     status = StatusFile()
-    with (
-        metrics_server(status, settings.metrics_port),
-        contextlib.ExitStack() as held,
-        _outcome(status, on_cluster=role is not None),
-    ):
-        # 1. The cluster, if this process coordinates one: its connection comes before the first variable.
+    with contextlib.ExitStack() as held, _outcome(status), ends_on_sigterm():
+        # 1. The cluster, if this is the run of one: another process joins it, made before the first variable.
         hold = _Hold(held, folder)
-        cluster = _connect(role, backbone, tasks, folder, settings, hold) if role is not None else None
+        cluster = None
+        if role is not None:
+            training = _in_coordinator(backbone, tasks, shared_trained, settings, folder)
+            cluster = _connect(role, backbone, tasks, folder, settings, hold, training)
+        held.enter_context(metrics_server(status, settings.metrics_port))  # a thread: after the process was copied
         # 2. The backbone, the data and models of the tasks, and the rules by which parameters are updated. What files and
         # exports need is tried here, before the first step.
         backbone, prepared, rules = _prepare(backbone, tasks, shared_trained, settings)
@@ -105,8 +106,9 @@ def _run(
         trained = train(prepared, rules, settings, place)
         # 5. With `refit`, once more on train and validation together, for as many steps as were best.
         if settings.refit:
-            prepared = _for_refit(prepared, max(trained.progress.best_step, 1))
-            trained = dataclasses.replace(train(prepared, rules, settings, place, refit=True), progress=trained.progress)
+            prepared = _for_refit(prepared, trained.progress.best_step)
+            again = train(prepared, rules, settings, dataclasses.replace(place, refit_step=trained.progress.best_step))
+            trained = dataclasses.replace(again, progress=trained.progress)
         # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
         write_back(trained.groups, trained.vectors)
         recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared)
@@ -198,8 +200,8 @@ class _Hold:
 
 
 @contextlib.contextmanager
-def _outcome(status: StatusFile, on_cluster: bool) -> Iterator[None]:
-    """Writes how the run ended into its status; on a cluster, what TensorFlow raises becomes the error of a lost server."""
+def _outcome(status: StatusFile) -> Iterator[None]:
+    """Writes how the run ended into its status."""
     try:
         yield
     except (errors.Preempted, errors.Interrupted, errors.ClusterError) as e:
@@ -208,11 +210,6 @@ def _outcome(status: StatusFile, on_cluster: bool) -> Iterator[None]:
     except errors.K4p1Error as e:
         status.end(status_file.FAILED, str(e))
         raise
-    except tf.errors.OpError as e:
-        if not on_cluster:
-            raise
-        status.end(status_file.STOPPED, str(e))
-        raise errors.ServerLostError(f"the cluster failed ({str(e).splitlines()[0][:200]})") from e
     except BaseException as e:
         status.end(status_file.FAILED, f"{type(e).__name__}: {e}")
         raise
@@ -226,6 +223,7 @@ def _connect(
     folder: ModelDir | None,
     settings: RunSettings,
     hold: "_Hold",
+    training: "Training",
 ) -> "RunCluster":
     from k4p1.cluster.run_cluster import RunCluster
 
@@ -240,11 +238,30 @@ def _connect(
     known_steps = {task: values.get("done", 0) for task, values in before.items()}
     hold()
     root = None if folder is None else folder.root
-    return RunCluster.connect(role, workers, settings, known_steps, root, settings.gin_hash, hold.waits_for)
+    return RunCluster.begin(role, workers, settings, known_steps, root, settings.gin_hash, training, hold.waits_for)
+
+
+def _in_coordinator(
+    backbone: Backbone | Callable[[], Backbone],
+    tasks: Sequence[Task],
+    shared_trained: bool,
+    settings: RunSettings,
+    folder: ModelDir | None,
+) -> "Training":
+    """What the process that coordinates the cluster does of a run."""
+
+    def training(order: "Order", coordinator: "Coordinator") -> Mapping[str, Any]:
+        _, prepared, rules = _prepare(backbone, tasks, shared_trained, settings)
+        if order.refit_step is not None:
+            prepared = _for_refit(prepared, order.refit_step)
+        place = TrainingPlace(folder, order.run_hash, coordinator=coordinator, refit_step=order.refit_step)
+        return train(prepared, rules, settings, place).vectors
+
+    return training
 
 
 def _for_refit(prepared: Sequence[PreparedTask], best_step: int) -> list[PreparedTask]:
-    total = sum(task.steps for task in prepared)
+    total, best_step = sum(task.steps for task in prepared), max(best_step, 1)
     return [dataclasses.replace(t, steps=max(1, round(t.steps * best_step / total))) for t in prepared]
 
 

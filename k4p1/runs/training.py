@@ -24,18 +24,28 @@ from k4p1.tasks.cached_features import CachedFeatures
 from k4p1.tasks.prepare import PreparedTask
 
 if TYPE_CHECKING:
+    from k4p1.cluster.coordinator import Coordinator
     from k4p1.cluster.run_cluster import RunCluster
     from k4p1.cluster.step_counts import StepCounts
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlace:
-    """Where training happens and what it leaves: the folder and the hash of the run, its status, its cluster."""
+    """Where training happens and what it leaves.
+
+    Attributes:
+      folder, run_hash, status: of the run.
+      cluster: on which this process trains, by way of another one.
+      coordinator: of the cluster, in that other process.
+      refit_step: total steps of a refit; None: no refit.
+    """
 
     folder: ModelDir | None = None
     run_hash: str = ""
     status: StatusFile | None = None
     cluster: "RunCluster | None" = None
+    coordinator: "Coordinator | None" = None
+    refit_step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +71,6 @@ def train(
     settings: RunSettings,
     place: TrainingPlace,
     *,
-    refit: bool = False,
     stop_after: int | None = None,
 ) -> Trained:
     """Trains to the step targets, from the newest checkpoint of the folder on.
@@ -70,12 +79,12 @@ def train(
       prepared: the tasks.
       rules: how parameters are updated.
       settings: of the run.
-      place: where.
-      refit: on train and validation together, without selection.
+      place: where; a refit is on train and validation together, without selection.
       stop_after: only so many steps, for a trial.
     """
+    refit, on_cluster = place.refit_step is not None, (place.cluster or place.coordinator) is not None
     split = "train+validation" if refit else "train"
-    patched, inputs = _inputs(prepared, settings, cacheable=stop_after is None and place.cluster is None)
+    patched, inputs = _inputs(prepared, settings, cacheable=stop_after is None and not on_cluster)
     groups = plan_groups(patched, rules)
     schedule = (settings.optimizer or OptimizerConfig()).schedule
     tasks = []
@@ -110,16 +119,22 @@ def train(
         root = place.folder.root
         where = place.folder.checkpoints / "refit" if refit else place.folder.checkpoints
         checkpoints = Checkpoints(where, settings.keep_checkpoints, place.run_hash)
-    with Reporter(steps, root, settings.quiet or stop_after is not None, place.status) as reporter:
+    if place.coordinator is not None:
+        reports = place.coordinator.reporter
+    else:
+        reports = Reporter(steps, root, settings.quiet or stop_after is not None, place.status)
+    with reports as reporter:
         if any(isinstance(data, CachedFeatures) for data in inputs.values()):
             dropping = [task.name for task in prepared if task.has_inner_dropout()]
             how_dropped = (
                 f", without the dropout inside the network of {', '.join(dropping)} (cache_features=False keeps it)"
             )
             reporter.message(f"only the head trains: features are computed once{how_dropped if dropping else ''}")
-        if place.cluster is not None:
-            known_steps = {} if refit else place.cluster.known_steps
-            trainer = place.cluster.trainer(tasks, groups, reporter, checkpoints, known_steps=known_steps, **how)
+        if place.coordinator is not None:
+            trainer = place.coordinator.trainer(tasks, groups, reporter, checkpoints, **how)
+            vectors = trainer.run()
+        elif place.cluster is not None:
+            trainer = place.cluster.trainer(tasks, groups, reporter, checkpoints, place.run_hash, place.refit_step)
             vectors = trainer.run()
         else:
             store = Store(groups, steps, how["loss_scaled"])

@@ -189,6 +189,7 @@ def test_lists_and_dictionaries_are_refused_at_once(make, part):
         backbones.from_model(make(image()))
 
 
+@pytest.mark.slow
 def test_the_rescaling_of_imagenet_weights_is_written_and_read(tmp_path):
     """Keras adds it to EfficientNetB* for the name `imagenet` alone, and a file holds no such name."""
     without = backbones.application("EfficientNetB0")

@@ -198,6 +198,7 @@ def open_folder(folder):
     return ImageFolder(folder)
 
 
+@pytest.mark.slow
 def test_what_features_computed_once_leave_out_is_said(tmp_path, capsys):
     task = Task(name="parity", data="embedded/parity", patch="head", image_size=16, batch_size=16, steps=2)
     how = {"task": task, "recalibration_batches": 1, "evaluate_every": 1}

@@ -11,6 +11,7 @@ NEEDED = {
     "decathlon": ["weights = None"],
     "decathlon_adapters": ["weights = None"],
     "lwf": ["data = 'embedded/digits'", "old_backbone = 'b'", "old_patch = 'p'"],
+    "nettailor_svhn": ["data = 'embedded/digits'", "weights = None"],
 }
 """Bindings without which a shipped file cannot be read."""
 

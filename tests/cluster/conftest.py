@@ -13,7 +13,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 400
 
 
 class ClusterRun:

@@ -8,6 +8,7 @@ import faulthandler
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import threading
@@ -42,7 +43,7 @@ class Runs:
         self.queue, self.connection = connection.coordinator.queue, connection
         self._lock = threading.Lock()
 
-    def __call__(self, function, batches, count, workers=(0, 1)):
+    def __call__(self, function, batches, count, workers=(0, 1), enough=lambda results: False):
         """Results in the order in which they came, as (worker, numbers)."""
         iterator = iter(self.connection.coordinator.create_per_worker_dataset(batches))
         self.function = (Step("t", tf.function(function), iterator, self.queue).traced, iterator)
@@ -50,9 +51,10 @@ class Runs:
         self.count = count
         self.queue.dispatcher = self
         self.queue.go_on()
-        while len(self.results) < count and self.error is None:
+        while len(self.results) < count and self.error is None and not enough(self.results):
             self.queue.wake()
             time.sleep(0.02)
+        self.left = 0
         self.queue.wait(30.0)
         self.queue.dispatcher = None
         if self.error is not None:
@@ -295,7 +297,7 @@ def groups_of_workers(connection, cluster):
             "updates": {name: int(value) for name, value in snapshot.items() if name.startswith("updates/")},
             "staleness": max(r["staleness_max"] for r in records if r["kind"] == "train"),
             "kinds": sorted({r["kind"] for r in records}),
-            "traced": len(trainer._traced),
+            "traced": len(trainer.dispatcher.traced),
         }
     return found
 
@@ -307,7 +309,7 @@ def devices(connection, cluster):
         models, groups, optimizer = small_tasks(["a"], shared_trained=shared_trained)
         trainer, _ = trainer_of(connection, training_tasks(models, groups, optimizer, 5), groups)
         trainer._trace()
-        graph = trainer._traced["a"][0].graph
+        graph = trainer.dispatcher.traced["a"][0].graph
         operations = list(graph.get_operations())
         for function in graph._functions.values() if hasattr(graph, "_functions") else ():
             operations += getattr(getattr(function, "graph", None), "get_operations", list)()
@@ -349,12 +351,14 @@ def pipelines(connection, cluster):
     def step(iterator):
         store.take_ticket("t")
         batch = next(iterator)
-        weights = tf.range(1, tf.size(batch["inputs"]) + 1, dtype=tf.int64) % 9973
+        weights = tf.range(1, tf.size(batch["inputs"]) + 1, dtype=tf.int64) * 7_368_787 % 99_991_003
         return tf.cast(tf.reduce_sum(tf.cast(tf.reshape(batch["inputs"], [-1]), tf.int64) * weights), tf.float64)
 
     before = cluster.process("worker", 1)
 
     class Killing(Runs):
+        lost = 10**6
+
         def finished(self, step, worker, result):
             super().finished(step, worker, result)
             if len(self.results) >= 60:
@@ -365,7 +369,7 @@ def pipelines(connection, cluster):
             self.lost = len(self.results)
 
     runs = Killing(connection)
-    results = runs(step, batches, 3000)
+    results = runs(step, batches, 10**6, enough=lambda found: [w for w, _ in found[runs.lost :]].count(1) >= 5)
     back = [worker for worker, _ in results[runs.lost :]].count(1)
     of = {worker: [numbers[0] for w, numbers in results if w == worker] for worker in (0, 1)}
     return {
@@ -379,7 +383,7 @@ def pipelines(connection, cluster):
 
 def _first(pipeline):
     pixels = np.reshape(next(iter(pipeline.training()))["inputs"].numpy().astype(np.int64), -1)
-    return (pixels * (np.arange(1, pixels.size + 1) % 9973)).sum()
+    return (pixels * (np.arange(1, pixels.size + 1) * 7_368_787 % 99_991_003)).sum()
 
 
 def bad_worker(connection, cluster):
@@ -429,6 +433,53 @@ def borrowing(connection, cluster):
     return found
 
 
+def silence(connection, cluster):
+    """Worker 1 is stopped just after a result of it has come back; worker 0 goes on, and worker 1 when it is continued."""
+    models, groups, optimizer = small_tasks(["a", "b"])
+    tasks = training_tasks(models, groups, optimizer, 700)
+    policy = WorkerPolicy(max_lead=0.9, steps_per_dispatch=1)
+    trainer, store = trainer_of(connection, tasks, groups, policy=policy)
+    process, finished, moments = cluster.process("worker", 1), trainer.dispatcher.finished, []
+
+    def stopping(step, worker, result):
+        finished(step, worker, result)
+        if worker == 1 and not moments and trainer.step_counts.steps["b"][1] >= 20:
+            process.send_signal(signal.SIGSTOP)
+            moments.append(trainer.step_counts.steps["a"][0])
+            threading.Timer(4.0, process.send_signal, [signal.SIGCONT]).start()
+            threading.Timer(3.5, lambda: moments.append(trainer.step_counts.steps["a"][0])).start()
+
+    trainer.dispatcher.finished = stopping
+    trainer.run()
+    return {"steps_meanwhile": moments[1] - moments[0], "done": store.done(), "missing": trainer.step_counts.missing}
+
+
+def stores(connection, cluster):
+    """The memory of a worker, MiB, after each of five stores with 33 MB of frozen weights."""
+    from k4p1.engine.groups import ParameterGroup
+    from k4p1.engine.packing import Packing
+
+    found = []
+    for number in range(5):
+        values = np.full([2880, 2880], float(number), np.float32)
+        packing = Packing(("v",), (values.shape,))
+        group = ParameterGroup("frozen", "t", ("t",), "fixed", "backbone", packing, (keras.Variable(values),))
+        store = ServerStore([group], {"t": 10}, devices=connection.devices)
+
+        assert Runs(connection)(_reading(store, group), nothing, 3, workers=(0,))[-1][1] == [float(number)]
+        status = pathlib.Path(f"/proc/{cluster.process('worker', 0).pid}/status").read_text()
+        found.append(int(status.split("VmRSS:")[1].split()[0]) // 1024)
+    return found
+
+
+def _reading(store, group):
+    def step(iterator):
+        next(iterator)
+        return tf.cast(store.read(group)["v"][0, :1], tf.float64)
+
+    return step
+
+
 def _kill_after(trainer, process, steps):
     while sum(sum(counts.values()) for counts in trainer.step_counts.steps.values()) < steps:
         time.sleep(0.005)
@@ -452,6 +503,8 @@ EXPERIMENTS = (
     bad_worker,
     pipelines,
     borrowing,
+    silence,
+    stores,
 )
 
 

@@ -1,5 +1,6 @@
 """What a user can get wrong with clusters: one line, an exit code, nothing left running."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,12 +8,14 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from k4p1 import errors
 from k4p1.cli import main
-from k4p1.cluster.connection import check_port, wait_for
+from k4p1.cluster import server
+from k4p1.cluster.connection import check_port, silence_of, wait_for
 from k4p1.cluster.spec import ClusterSpec, on_this_machine
 from k4p1.files import run_record
 
@@ -103,13 +106,76 @@ def test_an_address_where_nobody_answers():
     assert isinstance(spec, ClusterSpec)
 
 
+@contextlib.contextmanager
+def listening(answer=None):
+    """An address that accepts connections, and answers with some bytes or not at all."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    held.append(connection)
+                    if answer is not None:
+                        connection.sendall(answer)
+
+        held = []
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, ": accepts connections, and is silent"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ": another service answers there"),
+        (b"SSH-2", ": another service answers there"),
+        (SETTINGS, ""),
+    ],
+)
+def test_who_is_at_an_address(answer, said, monkeypatch):
+    monkeypatch.setattr("k4p1.cluster.connection._PROBE_SECONDS", 0.3)
+    with listening(answer) as address:
+        assert silence_of(address) == said
+    assert silence_of(on_this_machine(1, 1).address) == ": nobody listens"
+
+
+def test_connecting_ends_in_time_and_names_who_is_silent(monkeypatch):
+    monkeypatch.setattr("k4p1.cluster.connection._PROBE_SECONDS", 0.3)
+    with listening(SETTINGS) as server, listening() as silent, listening(b"HTTP/1.1 400\r\n") as other:
+        spec = ClusterSpec({"chief": ("127.0.0.1:1",), "ps": (server,), "worker": (silent, other)}, "chief", 0)
+        with pytest.raises(errors.ClusterError) as caught:
+            wait_for(spec, startup_timeout_s=0.5)
+    assert f"worker 0 ({silent}: accepts connections, and is silent)" in str(caught.value)
+    assert f"worker 1 ({other}: another service answers there)" in str(caught.value) and server not in str(caught.value)
+
+
+def test_a_restarted_coordinator_goes_on_without_a_silent_worker(monkeypatch):
+    monkeypatch.setattr("k4p1.cluster.connection._PROBE_SECONDS", 0.3)
+    with listening(SETTINGS) as server, listening() as silent, listening(SETTINGS) as well:
+        spec = ClusterSpec({"chief": ("127.0.0.1:1",), "ps": (server,), "worker": (silent, well)}, "chief", 0)
+        told = []
+        assert wait_for(spec, 60.0, spare_s=0.1, tell=told.append) == [1]
+        assert told == [f"continuing without worker 0 ({silent}: accepts connections, and is silent)"]
+        spec = ClusterSpec({"chief": ("127.0.0.1:1",), "ps": (silent,), "worker": (well,)}, "chief", 0)
+        with pytest.raises(errors.ClusterError, match="parameter server 0"):  # nobody goes on without a server
+            wait_for(spec, 0.5, spare_s=0.1)
+
+
 def test_waiting_says_for_whom(capsys, monkeypatch):
     spec = on_this_machine(1, 1)
     monkeypatch.setattr("k4p1.cluster.connection._SILENT_SECONDS", 0.0)
     with pytest.raises(errors.ClusterError):
         wait_for(spec, startup_timeout_s=0.8)
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"waiting for parameter server 0 ({spec.jobs['ps'][0]}), worker 0 ({spec.jobs['worker'][0]})"]
+    server, worker = (f"({spec.jobs[job][0]}: nobody listens)" for job in ("ps", "worker"))
+    assert said == [f"waiting for parameter server 0 {server}, worker 0 {worker}"]
 
 
 def test_fewer_workers_than_tasks(cluster_run):
@@ -118,6 +184,46 @@ def test_fewer_workers_than_tasks(cluster_run):
     code, said = run_.finish()
     assert code == 1 and said.strip().splitlines()[-1].startswith("k4p1: 2 tasks need at least 2 workers, the cluster has 1")
     assert run_.left_behind() == []
+
+
+def test_a_second_launcher_refuses_before_it_announces_anything(tmp_path, capsys):
+    """Servers and workers of the run that is there would leave if they met another configuration."""
+    run_record.announce(tmp_path, "0" * 64)
+    before = (tmp_path / "run.json").read_bytes()
+    program = f"""
+import pathlib, sys
+from k4p1.files import run_lock
+with run_lock.run_lock(pathlib.Path({str(tmp_path)!r}), run_lock.LAUNCHER):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        arguments = ["train", "--gin_file", "quickstart", "--model_dir", str(tmp_path)]
+        assert main.main([*arguments, "--local_cluster", "ps:1,workers:2"]) == 1
+        holder.stdin.close()
+    assert f"{tmp_path} is in use by a coordinator (process {holder.pid} on " in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_bytes() == before and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped", "over"),
+    [
+        ({}, False, False),
+        ({"state": "finished", "time": 5.0}, False, False),  # of the run before
+        ({"state": "finished", "time": 4.0}, False, True),  # another one, though clocks may say otherwise
+        ({"state": "training", "time": 9.0}, False, False),
+        ({"state": "failed", "time": 9.0}, False, True),
+        ({"state": "stopped", "time": 9.0}, False, False),
+        ({"state": "stopped", "time": 9.0}, True, True),
+    ],
+)
+def test_when_a_server_leaves(status, stopped, over):
+    assert server._is_over(status, {"state": "finished", "time": 5.0}, stopped) is over
 
 
 def test_a_task_without_workers(capsys, tmp_path):

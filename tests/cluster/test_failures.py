@@ -33,6 +33,7 @@ def test_a_restart_mends_it(error):
         (of(tf.errors.InvalidArgumentError, "Input is no JPEG"), "task 'a' on worker 1: Input is no JPEG"),
         (of(tf.errors.DataLossError, "corrupted record at 17"), "task 'a' on worker 1: its data is damaged"),
         (of(tf.errors.NotFoundError, "/data/train-0; No such file"), "task 'a' on worker 1: /data/train-0; No such file"),
+        (of(tf.errors.NotFoundError, "Graph execution error:\n\nNo such file"), "task 'a' on worker 1: No such file"),
         (of(tf.errors.OutOfRangeError, "End of sequence"), "task 'a' on worker 1: End of sequence"),
     ],
 )

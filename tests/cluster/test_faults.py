@@ -10,10 +10,11 @@ from k4p1.files import tensor_file
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 STEPS = 400
+DISPATCH = 16
 
 
 def check_counts(run, groups, resumed=False, steps=STEPS):
-    """Counters at their targets, steps by the right workers, at most one update missing an interrupted step."""
+    """Counters at their targets, steps by the right workers, at most one update missing per interrupted dispatch."""
     result = run.read("result.json")["cluster"]
     tasks = run.read("status.json")["tasks"]
     assert {task: values["done"] for task, values in tasks.items()} == dict.fromkeys(groups, steps)
@@ -22,10 +23,14 @@ def check_counts(run, groups, resumed=False, steps=STEPS):
         counts = result["steps_by_worker"][task]
         assert set(counts) <= set(workers), task
         if not resumed:
-            assert steps - interrupted.get(task, 0) <= sum(counts.values()) <= steps
+            assert steps - DISPATCH * interrupted.get(task, 0) <= sum(counts.values()) <= steps
             assert 0 <= result["missing_updates"][task] <= interrupted.get(task, 0)
     if not resumed:
         assert 0 <= result["missing_updates"]["shared"] <= sum(interrupted.values())
+    for owner, missing in result["missing_updates"].items():
+        users = groups if owner == "shared" else [owner]
+        dropped = sum(result["late_updates"][task] + result["overflowed_updates"][task] for task in users)
+        assert result["updates"][owner] + missing + dropped == steps * len(users)
     newest = sorted(run.folder.glob("checkpoints/step_*"))[-1]
     assert newest.name == f"step_{steps * len(groups):08d}.safetensors"
     return result
@@ -33,7 +38,7 @@ def check_counts(run, groups, resumed=False, steps=STEPS):
 
 def test_workers_are_killed(cluster_run):
     """One in the middle of a step, the same one again, then all of a group."""
-    run = cluster_run("ps:2,workers:3", "steps = 1000", "digits/Task.workers = 2").start()
+    run = cluster_run("ps:2,workers:3", "steps = 1500", "digits/Task.workers = 2").start()
     run.wait_for_steps(20)
     for times in (1, 2):
         run.kill("worker_1")
@@ -42,7 +47,7 @@ def test_workers_are_killed(cluster_run):
     run.kill("worker_1")
     code, said = run.finish()
     assert code == 0, said
-    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]}, steps=1000)
+    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]}, steps=1500)
     assert 1 <= result["interrupted_steps"]["digits"] <= 4
     assert said.count("worker 1 ended (SIGKILL); starting it again") == 3
     assert "worker 1 of digits is lost; its group continues with 0" in said
@@ -95,8 +100,8 @@ def test_the_coordinator_is_killed_during_a_checkpoint(cluster_run):
 
 def test_a_worker_falls_silent(cluster_run):
     """It is stopped, not killed: no connection breaks. An alarm names its task; when it goes on, so does the task."""
-    quiet = ("train.evaluate_every = 10000", "train.checkpoint_every = 10000")  # tracing would wait for every worker
-    run = cluster_run("ps:1,workers:2", f"steps = {STEPS}", *quiet).start()
+    often = ("train.evaluate_every = 100", "train.checkpoint_every = 100")  # neither waits for the silent one
+    run = cluster_run("ps:1,workers:2", f"steps = {STEPS}", *often).start()
     run.wait_for_steps_of(1, 20)
     pid = run.pid("worker_1")
     os.kill(pid, signal.SIGSTOP)
@@ -108,4 +113,28 @@ def test_a_worker_falls_silent(cluster_run):
     assert code == 0, said
     assert "worker 1 is back" in said
     check_counts(run, {"digits": ["0"], "parity": ["1"]})
+    assert run.left_behind() == []
+
+
+def test_a_server_falls_silent(cluster_run):
+    """The coordinator is replaced by one that waits for it, by name; then SIGTERM ends a run of which everything hangs."""
+    run = cluster_run(
+        "ps:1,workers:2", f"steps = {STEPS}", "train.checkpoint_every = 60", "train.silence_timeout_s = 4"
+    ).start()
+    run.wait_for(lambda: list(run.folder.glob("checkpoints/step_*")), "checkpoint")
+    server = run.pid("ps_0")
+    os.kill(server, signal.SIGSTOP)
+    try:
+        run.wait_for(lambda: any("returning to the newest checkpoint" in event for event in run.events()), "restart")
+        run.wait_for(lambda: any("waiting for parameter server 0" in event for event in run.events()), "its name")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    before = run.steps()
+    run.wait_for_steps(before + 20)
+    stopped = [server, run.pid("worker_0"), run.pid("worker_1")]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    run.process.send_signal(signal.SIGTERM)
+    code, said = run.finish()
+    assert code == 75, said
     assert run.left_behind() == []

@@ -45,7 +45,7 @@ def test_processes_by_hand_in_any_order(tmp_path):
         while "worker 1" not in line:  # whoever is there by then is not waited for
             assert line, "the coordinator ended"
             line = processes["chief"].stdout.readline()
-        assert " waiting for " in line and f"worker 1 ({spec.jobs['worker'][1]})" in line
+        assert " waiting for " in line and f"worker 1 ({spec.jobs['worker'][1]}: nobody listens)" in line
         second = start("train", folder, spec)
         said, _ = second.communicate(timeout=LIMIT_SECONDS)
         assert second.returncode == 1 and "is in use by a coordinator (process " in said

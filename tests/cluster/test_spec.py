@@ -38,6 +38,11 @@ def test_without_tf_config_there_is_no_cluster(monkeypatch):
         (json.dumps(config(cluster={**CLUSTER, "worker": ["c"]})), "address 'c' of 'worker'; expected 'host:port'"),
         (json.dumps(config(cluster={**CLUSTER, "worker": ["c:99999"]})), "expected 'host:port'"),
         (json.dumps(config(cluster={**CLUSTER, "chief": ["a:1", "a:2"]})), "one coordinator"),
+        (
+            json.dumps(config(cluster={**CLUSTER, "worker": ["c:1", "b:2"]})),
+            "parameter server 1 and worker 1 have the same address b:2; give each its own",
+        ),
+        (json.dumps(config(cluster={**CLUSTER, "ps": ["b:1", "b:1"]})), "parameter server 0 and parameter server 1 have"),
         (json.dumps(config(task={"type": "evaluator"})), "no task type"),
         (json.dumps(config(task={"type": "ps", "index": 2})), "task index 2 of 'ps'; allowed are 0 to 1"),
         (json.dumps(config(task={"type": "ps", "index": "0"})), "task index '0'"),

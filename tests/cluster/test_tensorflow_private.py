@@ -6,9 +6,13 @@ When one of these fails after an update of TensorFlow, that file is the only one
 import ast
 import inspect
 import pathlib
+import threading
+import types
 
 import pytest
 from tensorflow.python.distribute.coordinator import cluster_coordinator as tf_coordinator
+from tensorflow.python.eager import context as tf_context
+from tensorflow.python.eager import executor as tf_executor
 
 import k4p1
 from k4p1.cluster import tensorflow_private
@@ -22,6 +26,11 @@ PACKAGE = pathlib.Path(k4p1.__file__).parent
         ("Closure.__init__", "self function cancellation_mgr args kwargs"),
         ("Closure.build_output_remote_value", "self"),
         ("Closure.execute_on", "self worker"),
+        ("_select_worker_slice", "worker_id structured"),
+        ("_get_error_from_remote_values", "structure"),
+        ("ClosureInputError.__init__", "self original_exception"),
+        ("coordinator_context.with_dispatch_context", "worker_obj"),
+        ("coordinator_context.maybe_get_remote_value", "val"),
         ("Closure.maybe_call_with_output_remote_value", "self method"),
         ("_CoordinatedClosureQueue.__init__", "self"),
         ("_CoordinatedClosureQueue.put", "self closure tag"),
@@ -76,11 +85,28 @@ def test_attributes_of_the_queue():
         (tf_coordinator.Worker._process_queue, "closure_queue.get(tag=self.worker_index)"),
         (tf_coordinator.Worker._process_closure, "closure.execute_on(self)"),
         (tf_coordinator.Worker._process_closure, "self._cluster.closure_queue.mark_failed(e)"),
+        (tf_coordinator.Closure.execute_on, "with coordinator_context.with_dispatch_context(worker):"),
+        (tf_coordinator.Worker.__init__, "self.executor = executor.new_executor(enable_async=False)"),
+        (tf_coordinator.Cluster.__init__, "self._potential_ps_failures_count = [0] * self._num_ps"),
+        (tf_coordinator.Cluster.__init__, "self._transient_timeouts_count = 0"),
         (tf_coordinator.Worker._on_closure_failure, "closure_queue.put_back(closure)"),
     ],
 )
 def test_what_the_subclasses_rely_on(function, text):
     assert text in inspect.getsource(function)
+
+
+def test_the_context_has_an_executor_for_each_thread():
+    assert isinstance(tf_context.Context.executor, property) and tf_context.Context.executor.fset is not None
+    assert tf_context.context()._initialized in (True, False)
+    assert hasattr(tf_executor.new_executor(enable_async=False), "clear_error")
+
+
+@pytest.mark.parametrize("name", ["set_server_def", "update_server_def"])
+def test_the_time_after_which_a_dead_coordinator_is_forgotten_is_a_default(name):
+    function = getattr(tf_context.Context, name)
+    assert list(inspect.signature(function).parameters) == ["self", "server_def", "keep_alive_secs"]
+    assert len(function.__defaults__) == 1 and hasattr(tf_context, "_KEEP_ALIVE_SECS")
 
 
 def test_no_other_file_touches_private_modules():
@@ -102,4 +128,37 @@ def test_a_queue_that_is_paused_gives_out_nothing():
     queue.dispatcher = Asked()
     assert queue.pause(timeout=1.0)
     assert queue.get(timeout=0.05, tag=0) is None
+    queue.stop()
+
+
+def test_a_pause_waits_for_all_but_those_who_are_given_up():
+    class Gives:
+        def next_step(self, worker):
+            return types.SimpleNamespace(worker=None)
+
+    queue = tensorflow_private.PullQueue()
+    queue.dispatcher = Gives()
+    threads = [threading.Thread(target=queue.get, kwargs={"tag": worker}) for worker in (0, 1)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert not queue.pause(0.01, without={1})
+    assert queue.pause(0.01, without={0, 1})
+    queue.stop()
+
+
+def test_a_dispatcher_that_fails_does_not_end_its_worker():
+    class Fails:
+        errors = ()
+
+        def next_step(self, worker):
+            raise ValueError("its own mistake")
+
+        def failed(self, error):
+            self.errors += (str(error),)
+
+    queue = tensorflow_private.PullQueue()
+    queue.dispatcher = Fails()
+    assert queue.get(timeout=0.01, tag=0) is None
+    assert queue.dispatcher.errors == ("its own mistake",)
     queue.stop()

@@ -37,6 +37,28 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, caplog, damage):
     assert "step_00000002" in caplog.text and "damaged" in caplog.text
 
 
+def test_the_checkpoint_just_written_stays_whatever_else_is_there(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(100, STATE, {"step": 100}).write_bytes(b"damaged")
+    assert checkpoints.newest() is None
+    for step in (80, 90):
+        path = checkpoints.save(step, STATE, {"step": step})
+        assert checkpoints.paths() == [path] and checkpoints.newest().progress == {"step": step}
+    checkpoints.save(200, STATE, {"step": 200})
+    path = checkpoints.save(95, STATE, {"step": 95})  # one that counts as older stays, too
+    assert path in checkpoints.paths()
+    assert (tmp_path / "step_00000100.damaged").exists()
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, STATE, {"step": 1})
+    for name in (".step_00000002.safetensors.x1.partial", ".best.safetensors.x2.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    assert checkpoints.newest().progress == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_checkpoints_of_another_run_are_refused(tmp_path):
     Checkpoints(tmp_path, run="one").save(1, STATE, {})
     with pytest.raises(errors.ConfigError, match="another configuration"):

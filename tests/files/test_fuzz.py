@@ -153,6 +153,7 @@ def loaded(path, network):
 
 
 @pytest.mark.parametrize(("reading", "count", "seed"), [(usable, 9_200, 0), (loaded, 800, 1)], ids=["read", "built"])
+@pytest.mark.slow
 def test_an_altered_file_is_refused_as_such_or_can_be_used(reading, count, seed, contents, network, monkeypatch):
     draw = random.Random(seed)
     given = {}
@@ -214,7 +215,7 @@ def test_an_altered_record_of_a_run(name, tmp_path, capsys):
         "run.json": (RUN, lambda: run_record.compare(tmp_path, "a")),
         "result.json": (RESULT, lambda: result_file.read(tmp_path)),
         "task.json": (TASK, lambda: ModelDir(tmp_path).read_task("t")),
-        "status.json": (STATUS, lambda: status.show(tmp_path)),
+        "status.json": (STATUS, lambda: status.report([tmp_path])),
     }[name]
     draw = random.Random(2)
     path.write_text(json.dumps(whole))

@@ -21,6 +21,8 @@ from k4p1.runs.model_dir import ModelDir
 from k4p1.tasks.distillation import Lesson
 from tests.methods.test_compress import arrays, folder_of_images
 
+pytestmark = pytest.mark.slow
+
 
 def task(root, name, seed=0, **changes):
     how = {"image_size": 16, "batch_size": 8, "steps": 12, "validation_fraction": 0.0, "patch": "head"}

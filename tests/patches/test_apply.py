@@ -269,6 +269,7 @@ def test_a_task_model_is_saved_and_loaded_by_keras(request, images, tmp_path, ki
 
 
 @pytest.mark.parametrize("spec", ["scale_bias(statistics=frozen)+depthwise+head", "full"])
+@pytest.mark.slow
 def test_plain_fit_learns_with_the_patch_alone(small_backbone, spec):
     random = np.random.default_rng(0)
     classes = np.arange(24) % 3

@@ -61,6 +61,7 @@ def test_every_kind_is_here():
 
 
 @pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.slow
 def test_it_learns_and_a_store_in_shards_learns_the_same(kind):
     losses, vectors, before = steps(task_model(SPECS[kind]), 25)
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -75,6 +76,7 @@ def test_it_learns_and_a_store_in_shards_learns_the_same(kind):
 
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.slow
 def test_it_learns_in_mixed_precision(kind, precision):
     keras.config.set_dtype_policy(precision)
     patched = task_model(SPECS[kind])

@@ -18,7 +18,7 @@ class OnlyTrains(layers.Layer):
 
     def call(self, x, training=None):
         if training is False:
-            raise NotImplementedError("there is no inference")
+            raise RuntimeError("there is no inference")
         return x
 
 

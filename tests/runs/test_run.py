@@ -16,6 +16,8 @@ from k4p1.patches import patch_file
 from k4p1.runs.model_dir import ModelDir
 from tests.conftest import small_model
 
+pytestmark = pytest.mark.slow
+
 
 def arrays(seed=0, labels=("red", "green", "blue"), count=60):
     """The label is the brightest channel."""

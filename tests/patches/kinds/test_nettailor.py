@@ -133,6 +133,7 @@ def test_only_private_parameters_move_and_frozen_statistics_are_frozen(backbone,
 
 
 @pytest.mark.parametrize("live", LIVE)
+@pytest.mark.slow
 def test_the_exported_network_has_no_gates_and_no_dead_blocks(backbone, student, live):
     patched = pruned(backbone, student, live)
     plain = fold(patched.model)
@@ -151,6 +152,7 @@ def test_the_exported_network_has_no_gates_and_no_dead_blocks(backbone, student,
     assert sum(int(np.prod(v.shape)) for v in plain.variables) == held - norms + biases + statistics + head
 
 
+@pytest.mark.slow
 def test_the_file_shrinks_with_each_pruned_proxy_and_loads(backbone, student, tmp_path):
     attention = student.rewiring.attention_now()
     live, sizes = list(student.rewiring.paths), []

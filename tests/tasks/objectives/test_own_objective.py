@@ -138,7 +138,7 @@ def test_tables_show_its_metric(run, capsys):
     tables.print_result(run[0].summary)
     value = f"{run[0].summary['tasks']['ink']['test_mean_iou']:.3f}"
     assert value in capsys.readouterr().out
-    status.show(run[1])
+    status.report([run[1]])
     assert f"mean_iou {value}" in capsys.readouterr().out
 
 
@@ -152,6 +152,7 @@ def test_a_set_of_patches_answers_and_combines(run, tmp_path):
     np.testing.assert_allclose(patches("both", images), patches("a", images), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_tasks_share_its_head_and_load(tmp_path):
     tasks = [task(name=name, patch="scale_bias", steps=3, augment="") for name in ("one", "two")]
     result = k4p1.train(
