@@ -125,7 +125,9 @@ def application(
         model, network, config, scaling, _MINIMUM_SIZES.get(network, 32), rebuilds=weights is None and _is_plain(config)
     )
     if is_ours:
-        backbone.assign(tensor_file.read(path, FILE_FORMAT, FILE_VERSION)[0])
+        tensors, metadata = tensor_file.read(path, FILE_FORMAT, FILE_VERSION)
+        backbone.assign(tensors)
+        backbone.normalisation = metadata.get("normalisation", "")
     return backbone
 
 

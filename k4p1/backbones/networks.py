@@ -114,6 +114,7 @@ def _made(network: str, weights: str | None, arguments: dict[str, Any]) -> Backb
         backbone = Backbone(model, network, {"network": network, **arguments}, scaling, minimum_size)
         if suffix == ".safetensors":
             tensors, metadata = tensor_file.read(path, FILE_FORMAT, FILE_VERSION)
+            backbone.normalisation = metadata.get("normalisation", "")
             _check_same_network(path, json.loads(metadata["config"]), backbone.config)
             backbone.assign(tensors)
         elif suffix == ".npz":

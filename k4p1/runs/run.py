@@ -275,13 +275,18 @@ def _warn_of_random_heads(prepared: Sequence[PreparedTask]) -> None:
 
 
 def _warn_of_untouched_normalisation(backbone: Backbone, prepared: Sequence[PreparedTask]) -> None:
-    """A backbone trained under private normalisation alone has none of its own, if its run was told to leave it so."""
+    """Says where frozen statistics are those of no data: of a new network, or left by a run under private normalisation."""
     for task in prepared:
         shared = {p.key for p in task.patched.parameters if p.owner == SHARED}
         if backbone.normalisation == UNTOUCHED and any(key.endswith("/moving_mean") for key in shared):
             errors.warn(
                 f"task '{task.name}' uses the batch normalisation of '{backbone.name}', which nobody has trained (its run "
                 "had backbone_normalisation='none'); add 'scale_bias' to the patch"
+            )
+        elif (count := backbone_normalisation.untouched_layers(backbone, task.patched)) > 0:
+            print(
+                f"task '{task.name}': '{task.patched.spec}' uses {count} batch normalisations of '{backbone.name}' that are "
+                "those of a new network (means 0, variances 1); add 'scale_bias' unless that is meant"
             )
 
 

@@ -86,3 +86,20 @@ def test_evaluation_uses_the_vectors_that_it_is_given(make_run):
     assert evaluator(run.store.vectors(), data)["loss"] != before["loss"]
     fresh = apply_patches(run.backbone, "head", classes=3, image_size=16)
     assert fresh.recalibrated == frozenset()
+
+
+@pytest.mark.parametrize("of_shared", ["mean", "moving"])
+def test_shared_statistics_without_the_variance_between_tasks(make_run, of_shared):
+    """The mean of what the tasks measure, or the moving averages as they are."""
+    run = make_run({"a": "head", "b": "head"})
+    data = {name: [{"inputs": tf.fill([8, 16, 16, 3], value)}] for name, value in (("a", 0.0), ("b", 255.0))}
+    tasks = {name: PureTask(name, run.patched[name], run.groups) for name in data}
+    by_task = {name: lambda b=b: b for name, b in data.items()}
+    before = run.store.vectors()
+    (group,) = [g for g in run.groups if g.role == "statistics"]
+    alone = [PopulationStatistics([task], by_task)(before, 1)[group.name] for task in tasks.values()]
+    found = PopulationStatistics(list(tasks.values()), by_task, of_shared)(before, 1)[group.name]
+    np.testing.assert_allclose(found, np.mean(alone, axis=0) if of_shared == "mean" else before[group.name], rtol=1e-6)
+    pooled = PopulationStatistics(list(tasks.values()), by_task)(before, 1)[group.name]
+    variances = [group.packing.unpack_numpy(v)["stem_bn/moving_variance"] for v in (pooled, found)]
+    assert (variances[0] != variances[1]).all()

@@ -1,6 +1,7 @@
 """Writes the golden files of the present format versions; run once when a version is new, never to make a test pass.
 
 python tests/golden/make.py tests/golden/version_1
+python tests/golden/make.py tests/golden/version_1_normalisations
 
 Run it with the oldest Keras that setup.py allows: a newer one reads what it wrote of a network, not the other way round.
 """
@@ -41,10 +42,37 @@ SPECS = {
 }
 
 
+NORMALISATION_SPECS = {
+    "both": "scale_bias+head",
+    "every": "scale_bias(where=every)+head",
+    "scale": "scale_bias(affine=scale)+head",
+    "bias": "scale_bias(affine=bias,where=every)+head",
+}
+
+
+def normalised_model() -> keras.Model:
+    """Layer, group, RMS and batch normalisation, and a convolution that none follows."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    image = x = keras.Input((None, None, 3))
+    for layer in (
+        layers.Conv2D(6, 3, strides=2, activation="relu", name="stem"),
+        layers.LayerNormalization(name="layer_norm"),
+        layers.Conv2D(6, 1, name="mix"),
+        layers.GroupNormalization(groups=2, name="group_norm"),
+        layers.RMSNormalization(name="rms_norm"),
+        layers.BatchNormalization(name="bn"),
+        layers.GlobalAveragePooling2D(name="pool"),
+    ):
+        x = layer(x)
+    return keras.Model(image, x, name="normalised")
+
+
 def main(folder: pathlib.Path) -> None:
     """Writes backbone, patches, shared head, factors, and the logits that they give for one batch."""
     random = np.random.default_rng(11)
-    backbone = backbones.from_model(small_model(), name="small", scaling="symmetric")
+    is_first = folder.name == "version_1"
+    backbone = backbones.from_model(small_model() if is_first else normalised_model(), name="small", scaling="symmetric")
     backbones.save(backbone, folder / "backbone.safetensors")
     images = random.integers(0, 256, (2, 16, 16, 3))
     betas = {"stem/parallel_adapter/beta": (3, 2), "mix/parallel_adapter/beta": (6, 3)}
@@ -53,7 +81,7 @@ def main(folder: pathlib.Path) -> None:
         for key, shape in betas.items()
     }
     logits = {}
-    for name, spec in SPECS.items():
+    for name, spec in (SPECS if is_first else NORMALISATION_SPECS).items():
         shared = factors if name == "joint" else None
         patched = apply_patches(backbone, spec, classes=3, image_size=16, factors=shared, name=name, seed=3)
         for key, variable in patched.private().items():

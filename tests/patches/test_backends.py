@@ -27,6 +27,7 @@ from k4p1.patches.kinds.packnet import FreeWeights
 from k4p1.patches.kinds.parallel_adapter import CentreTap
 from k4p1.patches.patched_batch_normalization import PatchedBatchNormalization
 from k4p1.patches.patched_convolution import PatchedConvolution
+from k4p1.patches.patched_normalization import PatchedNormalization
 from k4p1.patches.kinds.scale_bias import OutputScaleBias
 from k4p1.patches.kinds.series_adapter import SeriesBranch
 
@@ -39,6 +40,9 @@ for layer, patch in (
     (layers.BatchNormalization(), lambda l: PatchedBatchNormalization(l, momentum=0.5)),
     (layers.Conv2D(4, 3, strides=2, activation="relu"), lambda l: PatchedConvolution(l, [OutputScaleBias()])),
     (layers.BatchNormalization(scale=False), lambda l: PatchedBatchNormalization(l, statistics="frozen")),
+    (layers.LayerNormalization(scale=False), PatchedNormalization),
+    (layers.GroupNormalization(2), lambda l: PatchedNormalization(l, "scale")),
+    (layers.RMSNormalization(), PatchedNormalization),
 ):
     layer.build(x.shape)
     x = patch(layer)(x)

@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 from keras import layers
 
+import k4p1
 from k4p1 import backbones, errors
 from k4p1.backbones.backbone import UNTOUCHED
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.patch_file import read_info
 from k4p1.runs import backbone_normalisation
+from k4p1.runs.inspection import inspect
+from tests.runs.test_run import SETTINGS, arrays, task
 
 
 def two_layers(scale=True):
@@ -84,3 +88,74 @@ def test_left_as_it_was_is_said_in_the_file(tmp_path):
 def test_unknown_source():
     with pytest.raises(errors.ConfigError, match="unknown backbone_normalisation 'poled'; did you mean 'pooled'"):
         backbone_normalisation.check("poled", ["digits"])
+
+
+def test_normalisations_of_an_image_get_the_mean_scales_and_biases():
+    image = keras.Input((None, None, 3))
+    x = layers.GroupNormalization(3, name="group")(image)
+    x = layers.RMSNormalization(name="rms")(layers.LayerNormalization(center=False, name="layer")(x))
+    backbone = backbones.from_model(keras.Model(image, x), name="mine")
+    made = tasks_on(backbone, "scale_bias+head", "scale_bias+head")
+    random = np.random.default_rng(0)
+    for patched in made.values():
+        for variable in patched.private().values():
+            variable.assign(random.uniform(1.0, 2.0, variable.shape))
+    assert backbone_normalisation.fill_in(backbone, made, "pooled") == "pooled over t0, t1"
+    for own, name in {"group/gamma": "gamma", "group/beta": "beta", "layer/gamma": "gamma", "rms/scale": "gamma"}.items():
+        place = own.split("/")[0]
+        mean = np.mean([np.asarray(p.private()[f"{place}/scale_bias/{name}"]) for p in made.values()], axis=0)
+        np.testing.assert_allclose(backbone.tensors()[own], mean, rtol=1e-6)
+
+
+def new_network():
+    image = keras.Input((None, None, 3))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, name="conv")(image))
+    return backbones.from_model(keras.Model(image, x), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_told"), [("head", True), ("scale_bias(statistics=frozen)+head", True), ("scale_bias+head", False)]
+)
+def test_statistics_of_a_new_network_are_told_of(spec, is_told, capsys):
+    """As a file of before has them, which does not say that nothing has trained them."""
+    k4p1.finetune(backbone=new_network(), task=task("a", patch=spec, steps=1), **SETTINGS)
+    assert ("uses 1 batch normalisations of 'mine' that are those of a new network" in capsys.readouterr().out) == is_told
+
+
+def test_what_a_file_says_comes_with_its_values(tmp_path):
+    """With `weights=`, as gin files name a backbone."""
+    for backbone, build in (
+        (backbones.cifar_resnet(depth=8), lambda path: backbones.cifar_resnet(weights=path, depth=8)),
+        (backbones.mobilenet_v2(width=0.35), lambda path: backbones.mobilenet_v2(weights=path, width=0.35)),
+    ):
+        backbone.normalisation = UNTOUCHED
+        backbones.save(backbone, tmp_path / "backbone.safetensors")
+        assert build(str(tmp_path / "backbone.safetensors")).normalisation == UNTOUCHED
+        assert backbones.load(tmp_path / "backbone.safetensors").normalisation == UNTOUCHED
+
+
+def test_multi_task_training_writes_and_names_it(tmp_path):
+    tasks = [task(name, patch="scale_bias+head", steps=2) for name in ("a", "b")]
+    result = k4p1.train(backbone=new_network, tasks=tasks, model_dir=tmp_path / "run", **SETTINGS)
+    rows = dict(row for _, rows in inspect(tmp_path / "run") for row in rows)
+    assert rows["batch normalisation"] == result.backbone.normalisation == "pooled over a, b"
+    fingerprints = {read_info(path).fingerprint for path in (tmp_path / "run").glob("tasks/*/patch.safetensors")}
+    assert fingerprints == {result.backbone.fingerprint()}
+    patched = apply_patches(result.backbone, "head", classes=3, image_size=16)
+    assert backbone_normalisation.untouched_layers(result.backbone, patched) == 0
+
+
+def test_that_of_one_task_is_its_network():
+    tasks = [task(name, patch="scale_bias+head", steps=2) for name in ("a", "b")]
+    result = k4p1.train(backbone=new_network, tasks=tasks, backbone_normalisation="b", **SETTINGS)
+    patched, images = result.models["b"], arrays().examples("test").batch(8).take(1)
+    (batch,) = [one["image"].numpy().astype("float32") for one in images]
+    features = keras.Model(patched.model.input, patched.head.input)(batch)
+    np.testing.assert_allclose(result.backbone.model(batch), features, atol=1e-5)
+
+
+def test_another_choice_is_another_run(tmp_path):
+    tasks = [task("a", patch="scale_bias+head", steps=1)]
+    k4p1.train(backbone=new_network, tasks=tasks, model_dir=tmp_path / "run", **SETTINGS)
+    with pytest.raises(errors.ConfigError, match=r"another configuration \(backbone_normalisation"):
+        k4p1.train(backbone=new_network, tasks=tasks, model_dir=tmp_path / "run", backbone_normalisation="a", **SETTINGS)

@@ -9,8 +9,10 @@ from k4p1 import backbones, errors
 from k4p1.backbones import followers
 from k4p1.patches import PatchSpec, ScaleBias, patch_file
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.costs import multiply_adds, task_costs
 from k4p1.patches.fold import fold
 from k4p1.patches.patched_normalization import PatchedNormalization
+from k4p1.serving.saved_model import export_task
 
 
 def owned(backbone, spec, **settings):
@@ -175,3 +177,54 @@ def test_a_layer_without_scale_and_bias_gains_them(axis):
     alone = PatchedNormalization(shared, affine="bias")
     alone(x)
     assert [private.name for private in alone.private_variables()] == ["beta"] and alone.gamma is None
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    """A small vision transformer of keras.layers: patches of 4 pixels, two blocks, features of the mean token."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = layers.Reshape((16, 12))(layers.Conv2D(12, 4, strides=4, name="patches")(image))
+    for block in ("first", "second"):
+        normed = layers.LayerNormalization(epsilon=1e-6, name=f"{block}_norm1")(x)
+        attended = layers.MultiHeadAttention(2, 6, name=f"{block}_attention")(normed, normed)
+        x = layers.Add(name=f"{block}_sum1")([x, attended])
+        hidden = layers.LayerNormalization(epsilon=1e-6, name=f"{block}_norm2")(x)
+        hidden = layers.Dense(24, activation="gelu", name=f"{block}_mlp1")(hidden)
+        x = layers.Add(name=f"{block}_sum2")([x, layers.Dense(12, name=f"{block}_mlp2")(hidden)])
+    x = layers.GlobalAveragePooling1D(name="mean")(layers.LayerNormalization(name="last_norm")(x))
+    return backbones.from_model(keras.Model(image, x, name="transformer"), scaling="symmetric")
+
+
+@pytest.mark.parametrize(
+    ("spec", "trained"),
+    [
+        ("scale_bias+head", 5 * 24 + 39),
+        ("scale_bias(where=every)+head", 5 * 24 + 24 + 2 * (48 + 24) + 39),
+        ("lora(rank=2)+scale_bias(affine=bias)+head", 5 * 12 + (2 * 48 + 24) + 4 * 2 * 36 + 39),
+    ],
+)
+def test_a_vision_transformer_is_patched_saved_folded_and_exported(transformer, tmp_path, images, spec, trained):
+    patched = apply_patches(transformer, spec, classes=3, image_size=16)
+    assert patched.count("private", "trained") == trained and patched.count("private", "statistics") == 0
+    random = np.random.default_rng(0)
+    for variable in patched.private().values():
+        variable.assign(random.normal(1.0, 0.1, variable.shape))
+    expected = np.array(patched.model(images))
+    np.testing.assert_allclose(fold(patched.model)(images), expected, rtol=1e-4, atol=1e-4)
+    patch_file.save_patch(tmp_path / "patch.safetensors", patched, transformer, task="t", labels=("a", "b", "c"))
+    loaded = patch_file.load_patch(tmp_path / "patch.safetensors", transformer)
+    np.testing.assert_array_equal(loaded.model(images), expected)
+    cost = task_costs(patched)
+    assert cost.added_folded == 0
+    _, difference = export_task(patched.model, (16, 16), ("a", "b", "c"), tmp_path / "served")
+    assert difference < 1e-3
+
+
+def test_costs_count_every_value_that_a_normalisation_scales():
+    """Whatever the axis of its channels."""
+    first = layers.GroupNormalization(2, axis=1, name="first")
+    image = keras.Input((16, 16, 3))
+    x = first(layers.Permute((3, 1, 2))(layers.Conv2D(4, 1, name="convolution")(image)))
+    model = keras.Model(image, layers.GlobalAveragePooling2D(data_format="channels_first")(x))
+    assert multiply_adds(model) == 16 * 16 * 3 * 4 + 16 * 16 * 4
