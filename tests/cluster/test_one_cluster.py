@@ -56,7 +56,7 @@ def test_one_worker_learns_what_one_machine_learns(experiment):
 
 @pytest.mark.parametrize("experiment", ["kinds"], indirect=True)
 def test_a_step_of_every_kind_on_servers_is_the_step_of_one_machine(experiment):
-    assert len(experiment) == 9
+    assert len(experiment) == 10
     for spec, found in experiment.items():
         assert found["difference"] < 1e-4 and found["moved"] > 0, spec
 
