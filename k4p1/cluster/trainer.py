@@ -145,6 +145,7 @@ class ClusterTrainer:
         resumed = self._books.resume() or {}
         if resumed:
             self._tell("resumed", self._books.progress.as_json())
+            self._tell("saved", self._books.saved)
         lost = {task: self._known_steps.get(task, 0) - resumed.get(task, 0) for task in self._targets}
         if sum(max(steps, 0) for steps in lost.values()):
             told = ", ".join(f"{task} {max(steps, 0)}" for task, steps in lost.items())

@@ -158,7 +158,7 @@ def test_a_stop_ends_a_process_that_hangs(supervised, monkeypatch, heeds):
     monkeypatch.setattr(supervisor, "StopSignal", Caught)
 
     def part(link):
-        link.send("saved", 5)
+        link.send("saved", "saved at step 5")
         assert link.receive(10.0) == ("stop", (15,))
         if heeds:
             link.send("failed", errors.Preempted, "saved at step 9")
@@ -172,7 +172,7 @@ def test_a_stop_ends_a_process_that_hangs(supervised, monkeypatch, heeds):
 
 def test_a_stop_during_the_last_evaluation_ends_the_run(supervised, monkeypatch):
     monkeypatch.setattr(supervisor, "StopSignal", Caught)
-    trainer, _ = supervised(lambda link: (link.send("saved", 10), trains(link)))
+    trainer, _ = supervised(lambda link: (link.send("saved", "saved at step 10"), trains(link)))
     with pytest.raises(errors.Preempted, match="saved at step 10"):
         trainer.run()
 

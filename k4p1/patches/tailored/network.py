@@ -10,6 +10,7 @@ from keras import ops
 
 from k4p1 import errors
 from k4p1.backbones.blocks import Block
+from k4p1.backbones.followers import NORMALISATIONS
 from k4p1.patches import costs, rewiring
 from k4p1.patches.own_layer import OwnLayer
 from k4p1.patches.tailored import complexity, layers
@@ -251,4 +252,5 @@ def _cost(operation: keras.Operation, output: keras.KerasTensor) -> Cost:
     normalised = int(np.prod(shape)) if isinstance(operation, keras.layers.BatchNormalization) else 0
     parameters = sum(int(np.prod(v.shape)) for v in operation.variables if not v.name.startswith("moving_"))
     parameters = parameters if operation.weights else 0  # a dropout owns but a seed
-    return Cost(costs.of_layer(operation, int(np.prod(shape[:-1]))), normalised, parameters)
+    positions = int(np.prod(shape if isinstance(operation, NORMALISATIONS) else shape[:-1]))
+    return Cost(costs.of_layer(operation, positions), normalised, parameters)
