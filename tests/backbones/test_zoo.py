@@ -28,6 +28,7 @@ def backbone_of(name):
 
 @pytest.mark.filterwarnings("ignore::k4p1.errors.PatchWarning")
 @pytest.mark.parametrize(("name", "spec"), CASES)
+@pytest.mark.slow
 def test_a_users_network(name, spec, tmp_path):
     trial.train_step(backbone_of(name), spec, SIDE, tmp_path)
     trial.check_step(tmp_path, SIDE)
