@@ -12,12 +12,14 @@ import keras
 import numpy as np
 
 from k4p1 import errors
-from k4p1.backbones import canonical, input_scaling, networks, structure
+from k4p1.backbones import canonical, halving_padding, input_scaling, networks, structure
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone, is_image_network
 from k4p1.backbones.view import view
 from k4p1.files import tensor_file
 
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+_BUILT_FOR = {"NASNetMobile": 224, "NASNetLarge": 331}
+"""Networks that have other layers for an image of open size, which do not fit together, and what their weights are for."""
 _FAMILIES = (  # prefix of a keras.applications name -> how its own preprocess_input scales
     ("EfficientNet", "none"),
     ("ConvNeXt", "none"),
@@ -93,16 +95,19 @@ def application(
     if path is not None and not path.is_file():
         raise errors.ArtifactError(f"no weight file {weights}; give None, 'imagenet' or the path of a file")
     is_ours = path is not None and path.suffix == ".safetensors"
+    size = _BUILT_FOR.get(network)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns once per layer about weights that do not fit, then raises
             model = known[network](
-                input_shape=(None, None, 3),
+                input_shape=(size, size, 3),
                 include_top=False,
                 pooling="avg",
                 weights=None if is_ours or is_rebuilt else str(path) if path else weights,
                 **keras_arguments,
             )
+            if size is not None:
+                model = halving_padding.for_any_size(model, "reduction")
             if rescales and weights != "imagenet":
                 model = _with_imagenet_rescaling(model)
             if is_rebuilt:

@@ -12,17 +12,19 @@ from k4p1.backbones import canonical
 def variable_keys(layer: keras.layers.Layer) -> dict[int, str]:
     """The key of each variable by its id.
 
-    It is the variable's name. Names that repeat, as in attention and recurrent layers, stand behind the path of the
-    sublayer that owns the variable, `query/kernel`; automatic names of sublayers are numbered within the layer, as Keras
-    does in a new process. Variables that are then still alike are told apart by their rank.
+    It is the variable's name, or the attribute that holds it where it was given none and Keras counts (`variable_18`).
+    Names that repeat, as in attention and recurrent layers, stand behind the path of the sublayer that owns the variable,
+    `query/kernel`; automatic names of sublayers are numbered within the layer, as Keras does in a new process. Variables
+    that are then still alike are told apart by their rank.
     """
-    names = Counter(variable.name for variable in layer.variables)
-    repeated = [variable for variable in layer.variables if names[variable.name] > 1]
-    keys = {id(variable): variable.name for variable in layer.variables if names[variable.name] == 1}
+    named = _names(layer)
+    names = Counter(named.values())
+    repeated = [variable for variable in layer.variables if names[named[id(variable)]] > 1]
+    keys = {variable: name for variable, name in named.items() if names[name] == 1}
     if not repeated:
         return keys
     sublayers = _canonical_names(layer)
-    paths = {id(variable): _path(variable, sublayers) for variable in repeated}
+    paths = {id(variable): _path(variable, named[id(variable)], sublayers) for variable in repeated}
     counts, seen = Counter(paths.values()), Counter()
     for variable in repeated:
         path = paths[id(variable)]
@@ -31,8 +33,23 @@ def variable_keys(layer: keras.layers.Layer) -> dict[int, str]:
     return keys
 
 
-def _path(variable: keras.Variable, sublayers: dict[str, str]) -> str:
-    parts = variable.path.split("/")
+def _names(layer: keras.layers.Layer) -> dict[int, str]:
+    """Names of variables by id; those that Keras counts through the process become `variable`, or their attribute's name."""
+    names = {id(variable): variable.name for variable in layer.variables}
+    counted = {key for key, name in names.items() if _COUNTED.fullmatch(name)}
+    if counted:
+        names |= dict.fromkeys(counted, "variable")
+        for part in layer._flatten_layers():
+            held = {id(value): attribute.strip("_") for attribute, value in vars(part).items()}
+            names |= {key: held[key] for key in counted & set(held)}
+    return names
+
+
+_COUNTED = re.compile(r"variable(_\d+)?")
+
+
+def _path(variable: keras.Variable, name: str, sublayers: dict[str, str]) -> str:
+    parts = [*variable.path.split("/")[:-1], name]
     within = parts if parts[0] in sublayers else parts[1:]  # the first is the layer, under the name that it was built with
     return "/".join(sublayers.get(part, part) for part in within)
 

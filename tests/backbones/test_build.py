@@ -308,3 +308,35 @@ def test_inception_of_another_width():
 def test_a_network_without_its_own_scaling_is_refused():
     with pytest.raises(errors.ConfigError, match=r"MobileNetV3Small\(include_preprocessing=False\).*leave it out"):
         backbones.application("MobileNetV3Small", include_preprocessing=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [32, 33])
+def test_nasnet_is_the_one_that_keras_builds_for_that_size(side):
+    keras.utils.set_random_seed(0)
+    theirs = keras.applications.NASNetMobile(input_shape=(side, side, 3), include_top=False, pooling="avg", weights=None)
+    backbone = backbones.application("NASNetMobile")
+    backbone.model.set_weights(theirs.get_weights())
+    images = np.random.default_rng(0).uniform(-1, 1, (2, side, side, 3)).astype("float32")
+    np.testing.assert_array_equal(backbone.model(images, training=False), theirs(images, training=False))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Unnamed(keras.layers.Layer):
+    """A layer that leaves the names of its variables to Keras."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(3,), initializer="ones")
+        self._shifts = [self.add_weight(shape=(3,)) for _ in range(2)]
+
+    def call(self, inputs):
+        return self.scale * inputs + sum(self._shifts)
+
+
+def test_keys_of_unnamed_variables_do_not_depend_on_what_was_built_before():
+    found = []
+    for _ in range(2):
+        image = keras.Input((8, 8, 3))
+        backbone = backbones.from_model(keras.Model(image, Unnamed(name="unnamed")(image)))
+        found.append(sorted(backbone.variables()))
+    assert found[0] == found[1] == ["unnamed_0/0/variable", "unnamed_0/1/variable", "unnamed_0/scale"]

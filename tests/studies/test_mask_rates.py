@@ -54,7 +54,8 @@ def test_the_command_prints_a_row_per_rate(network, tmp_path, capsys):
     flags = ["--data", "embedded/parity", "--weights", str(weights), "--depth", "8", "--rates", "1e-6", "--steps", "1"]
     assert main.main(["mask_rates", *flags]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("rate 1e-06 (1 of 1): test ")
+    assert out[0].startswith("task 'task': 'mask+head' uses 7 batch normalisations")  # those of random weights
+    assert out[1].startswith("rate 1e-06 (1 of 1): test ")
     assert out[-1].startswith("| 1e-06 | 0.0% | ")
 
 
