@@ -68,7 +68,8 @@ def test_the_commands_run(tmp_path, capsys):
         if arguments[0] in RUNS:
             arguments += small(arguments[0])
         if arguments[0] == "nettailor":
-            for binding in ("depth = 8", "remove = [1]", "threshold = 0.0", *(f"{n}_epochs = 1" for n in ("teacher", "student", "retrain"))):
+            short = [f"{phase}_epochs = 1" for phase in ("teacher", "student", "retrain")]
+            for binding in ("depth = 8", "remove = [1]", "threshold = 0.0", *short):
                 arguments += ["--gin_bindings", binding]
         assert main.main(arguments) == 0, (arguments, capsys.readouterr().err)
         ran.append(arguments[0])
