@@ -141,6 +141,7 @@ def test_arrays_that_do_not_fit(tmp_path):
         backbones.cifar_resnet(str(tmp_path / "damaged.npz"), depth=8)
 
 
+@pytest.mark.slow
 def test_pretrained_cifar_net_classifies(real_data):
     """92% on CIFAR-10 as it was published; about 82% on lossy copies of its images."""
     tfds = pytest.importorskip("tensorflow_datasets")
@@ -203,7 +204,10 @@ REFUSED = {("depthwise", name) for name in NETWORKS if name != "MobileNetV2"} | 
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+_LARGE = ("ResNet50", "DenseNet121", "vgg16_bn", "VGG16", "wide_resnet", "resnet34")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] * (n in _LARGE)) for n in NETWORKS])
 def network(request):
     return request.param, NETWORKS[request.param]()
 

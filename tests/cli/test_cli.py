@@ -298,6 +298,7 @@ def finetuned(tmp_path_factory):
 
 
 class TestFinetune:
+    @pytest.mark.slow
     def test_computes_features_once(self, finetuned):
         folder, _, err = finetuned
         assert "only the head trains: features are computed once" in err
@@ -308,6 +309,7 @@ class TestFinetune:
         warned = [line.split("'")[1] for line in finetuned[2].splitlines() if "unused binding" in line]
         assert warned == ["mobilenet_v2.weights", "mobilenet_v2.width"]
 
+    @pytest.mark.slow
     def test_noresume_starts_anew_and_puts_the_checkpoints_aside(self, finetuned):
         folder = finetuned[0]
         before = json.loads((folder / "run.json").read_text())["config_hash"]

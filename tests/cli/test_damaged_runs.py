@@ -148,6 +148,7 @@ def test_a_header_that_was_altered_and_hashed_again(file, change, message, copie
 
 
 @pytest.mark.parametrize("network", ["MobileNetV2", "vgg16_bn", "resnet26"])
+@pytest.mark.slow
 def test_a_backbone_file_that_names_weights_opens_and_downloads_nothing(network, copied, refused, tmp_path, monkeypatch):
     def download(*_, **__):
         pytest.fail("a backbone file began a download")
@@ -210,6 +211,7 @@ def test_what_features_computed_once_leave_out_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "float32"])
+@pytest.mark.slow
 def test_a_run_leaves_the_policy_as_it_was(precision):
     keras.config.set_dtype_policy("mixed_float16")
     task = Task(name="parity", data="embedded/parity", patch="head", image_size=16, batch_size=16, steps=1)

@@ -153,6 +153,7 @@ def test_several_steps_learn_what_single_ones_do():
 
 
 @pytest.mark.parametrize(("kind", "stable"), [("batch statistics", True), ("differences", False)])
+@pytest.mark.slow
 def test_shared_statistics_of_64_workers_are_stable(kind, stable):
     """Each of 64 workers in turn moves what it read 63 updates ago; with differences that diverges from 17 workers on."""
     group, random = vector_of("statistics", value=1.0), np.random.default_rng(0)

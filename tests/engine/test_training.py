@@ -29,6 +29,7 @@ def test_steps_are_exact(make_run):
     assert run.store.done() == {"a": 5, "b": 3}
 
 
+@pytest.mark.slow
 def test_training_learns(make_run):
     run = make_run(steps={"a": 60, "b": 60})
     trainer = run.trainer(evaluate_every=20)

@@ -66,6 +66,7 @@ def nested():
         ("head(mode=shared)", False),
     ],
 )
+@pytest.mark.slow
 def test_a_deleted_task_is_freed(nested, images, spec, used):
     before = nodes(nested.model)
     patched = build(nested, spec, shared_trained=used)

@@ -86,6 +86,7 @@ def test_it_learns_in_mixed_precision(kind, precision):
 
 
 @pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.slow
 def test_its_saved_model_computes_the_same(kind, tmp_path):
     patched = task_model(SPECS[kind])
     random = np.random.default_rng(2)
@@ -105,6 +106,7 @@ def test_its_saved_model_computes_the_same(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.slow
 def test_keras_saves_and_loads_it(kind, tmp_path, images):
     patched = task_model(SPECS[kind])
     expected = np.array(patched.model(images))

@@ -70,6 +70,7 @@ def test_a_factor_is_counted_once(resnet26):
         (lambda: backbones.application("ResNet50"), 224, 3.9e9),
     ],
 )
+@pytest.mark.slow
 def test_multiply_adds_of_known_networks(build, size, printed):
     patched = apply_patches(build(), "head", classes=10, image_size=size)
     assert multiply_adds(patched.model) == pytest.approx(printed, rel=0.03)

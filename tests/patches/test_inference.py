@@ -134,6 +134,7 @@ def test_a_task_model_and_its_pixels(small_backbone, scaling, spec, images):
     np.testing.assert_allclose(made.model(images), expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_it_is_read_by_keras_alone(tmp_path, images):
     """A folded network holds no class of k4p1."""
 

@@ -122,6 +122,7 @@ def test_statistics_of_a_new_network_are_told_of(spec, is_told, capsys):
     assert ("uses 1 batch normalisations of 'mine' that are those of a new network" in capsys.readouterr().out) == is_told
 
 
+@pytest.mark.slow
 def test_what_a_file_says_comes_with_its_values(tmp_path):
     """With `weights=`, as gin files name a backbone."""
     for backbone, build in (
@@ -134,6 +135,7 @@ def test_what_a_file_says_comes_with_its_values(tmp_path):
         assert backbones.load(tmp_path / "backbone.safetensors").normalisation == UNTOUCHED
 
 
+@pytest.mark.slow
 def test_multi_task_training_writes_and_names_it(tmp_path):
     tasks = [task(name, patch="scale_bias+head", steps=2) for name in ("a", "b")]
     result = k4p1.train(backbone=new_network, tasks=tasks, model_dir=tmp_path / "run", **SETTINGS)
@@ -145,6 +147,7 @@ def test_multi_task_training_writes_and_names_it(tmp_path):
     assert backbone_normalisation.untouched_layers(result.backbone, patched) == 0
 
 
+@pytest.mark.slow
 def test_that_of_one_task_is_its_network():
     tasks = [task(name, patch="scale_bias+head", steps=2) for name in ("a", "b")]
     result = k4p1.train(backbone=new_network, tasks=tasks, backbone_normalisation="b", **SETTINGS)
@@ -154,6 +157,7 @@ def test_that_of_one_task_is_its_network():
     np.testing.assert_allclose(result.backbone.model(batch), features, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_choice_is_another_run(tmp_path):
     tasks = [task("a", patch="scale_bias+head", steps=1)]
     k4p1.train(backbone=new_network, tasks=tasks, model_dir=tmp_path / "run", **SETTINGS)

@@ -143,6 +143,7 @@ def test_permissions_are_those_of_the_umask(patched, tmp_path):
 
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("spec", ["series_adapter(layers=stem)+parallel_adapter(layers=mix)+head", "lora+head", "mask+head"])
+@pytest.mark.slow
 def test_after_mixed_precision_under_another_policy(spec, precision, tmp_path):
     """What a new process has: files of a run in half precision, and float32 as the policy."""
     keras.config.set_dtype_policy(precision)

@@ -204,6 +204,7 @@ def transformer():
         ("lora(rank=2)+scale_bias(affine=bias)+head", 5 * 12 + (2 * 48 + 24) + 4 * 2 * 36 + 39),
     ],
 )
+@pytest.mark.slow
 def test_a_vision_transformer_is_patched_saved_folded_and_exported(transformer, tmp_path, images, spec, trained):
     patched = apply_patches(transformer, spec, classes=3, image_size=16)
     assert patched.count("private", "trained") == trained and patched.count("private", "statistics") == 0

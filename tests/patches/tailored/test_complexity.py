@@ -28,6 +28,7 @@ def k3(resnet34):
     return tailored(resnet34, "nettailor(k=3)", 224)
 
 
+@pytest.mark.slow
 def test_resnet34_has_the_papers_parameters(k3):
     facts = k3.rewiring.facts()
     assert facts["backbone_parameters"] == 21_284_672

@@ -49,6 +49,7 @@ def run(tmp_path_factory):
     return result, folder
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_selected_by_its_own_metric(run):
     entry = run[0].summary["tasks"]["ink"]
     assert entry["test_mean_iou"] > 0.8  # all paper would have about 0.4
