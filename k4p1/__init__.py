@@ -5,6 +5,8 @@ TensorFlow is imported when a name that needs it is first used, so that `import 
 
 import importlib
 
+from k4p1 import keras_registration
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -20,6 +22,7 @@ _PUBLIC = {
     "backbone_from_model": "k4p1.backbones",
     "cifar_resnet": "k4p1.backbones",
     "compress": "k4p1.methods.compress",
+    "dataset": "k4p1.runs.evaluate",
     "decathlon": "k4p1.methods.decathlon",
     "decathlon_score": "k4p1.methods.decathlon",
     "evaluate": "k4p1.runs.evaluate",
@@ -30,11 +33,14 @@ _PUBLIC = {
     "k4p1_rmsprop": "k4p1.engine",
     "load_backbone": "k4p1.backbones",
     "load_patch": "k4p1.patches.patch_file",
-    "load_task": "k4p1.runs.model_dir",
+    "load_task": "k4p1.runs.load_task",
     "mobilenet_v2": "k4p1.backbones",
+    "nettailor": "k4p1.methods.nettailor",
     "packnet": "k4p1.methods.packnet",
+    "predict": "k4p1.serving.predict",
     "register_objective": "k4p1.tasks.objectives",
     "resnet26": "k4p1.backbones",
+    "resnet34": "k4p1.backbones",
     "save_backbone": "k4p1.backbones",
     "save_patch": "k4p1.patches.patch_file",
     "train": "k4p1.methods.train",
@@ -60,4 +66,7 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return [*globals(), *__all__]
+    return ["__version__", *__all__]
+
+
+keras_registration.register()

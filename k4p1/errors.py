@@ -16,6 +16,12 @@ class ConfigError(K4p1Error, ValueError):
     """A setting, name or option that cannot be used (exit 1)."""
 
 
+class UnknownTask(ConfigError, KeyError):
+    """A name that a mapping of tasks does not have (exit 1)."""
+
+    __str__ = Exception.__str__  # a KeyError shows the repr of its text
+
+
 class PatchError(ConfigError):
     """A patch that does not fit the network or another patch (exit 1)."""
 
@@ -58,7 +64,7 @@ class ServerLostError(ClusterError):
     """A parameter server, and with it the state since the newest checkpoint, is lost (exit 75)."""
 
 
-class Interrupted(K4p1Error):
+class Interrupted(K4p1Error, KeyboardInterrupt):
     """The run was interrupted (SIGINT) and saved its state (exit 130)."""
 
     exit_code = 130

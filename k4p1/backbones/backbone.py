@@ -20,7 +20,7 @@ UNTOUCHED = "untouched"
 """What a file says of a backbone whose own batch normalisation nobody has trained."""
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Backbone:
     """A functional Keras model with canonical layer names, and how to build it again.
 
@@ -63,6 +63,11 @@ class Backbone:
                 f"backbone '{self.name}' must output features (batch, n), got {self.model.output.shape}"
             )
         canonical.rename(self.model)
+
+    def __repr__(self) -> str:
+        options = {name: value for name, value in self.config.items() if name not in ("network", "keras_model")}
+        shown = "".join(f", {name}={value!r}" for name, value in options.items())
+        return f"Backbone('{self.name}'{shown}, {self.model.count_params():,} parameters, {self.features} features)"
 
     @functools.cached_property
     def sites(self) -> list[LayerSite]:

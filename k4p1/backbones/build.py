@@ -172,12 +172,27 @@ def from_model(model: keras.Model, name: str = "custom", scaling: str = "none") 
       ConfigError: not a functional model with one image input.
     """
     if is_image_network(model):
+        _warn_of_classifier(model)
         model = _own_copy(model)
     backbone = Backbone(model, name, {}, scaling)
     described = _written_and_read(model)
     backbone.config = {"keras_model": described}
     check_round_trip(backbone)
     return backbone
+
+
+def _warn_of_classifier(model: keras.Model) -> None:
+    last = model.output._keras_history.operation
+    activation = getattr(last, "activation", None)
+    is_softmax = isinstance(last, keras.layers.Softmax) or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    )
+    if is_softmax and len(model.output.shape) == 2:
+        errors.warn(
+            f"backbone '{model.name}' ends in the classifier '{last.name}', and its probabilities would be the features of "
+            "a task; cut it off: keras.Model(model.input, model.layers[-2].output)"
+        )
 
 
 def _own_copy(model: keras.Model) -> keras.Model:

@@ -62,11 +62,13 @@ def load(path: str | pathlib.Path) -> Backbone:
     """Builds the backbone of a file; nothing but the file is opened or downloaded.
 
     Args:
-      path: of a backbone file, such as `MODEL_DIR/backbone/backbone.safetensors`.
+      path: of a backbone file, or of the folder of a finished run, which has `backbone/backbone.safetensors`.
 
     Raises:
       ArtifactError: damaged, of another version, or it cannot be built here as it was.
     """
+    path = pathlib.Path(path).expanduser()
+    path = path / "backbone" / "backbone.safetensors" if path.is_dir() else path
     tensors, fields, config = read(path)
     try:
         backbone = build.from_config(fields["name"], config, fields["scaling"])

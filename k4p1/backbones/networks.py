@@ -102,6 +102,11 @@ _WITHOUT_WEIGHTS = ("dropout", "crop")  # arguments on which no weight depends
 def _made(network: str, weights: str | None, arguments: dict[str, Any]) -> Backbone:
     build, scaling, minimum_size = _BUILDERS[network]
     minimum_size = vgg.MINIMUM_SIZE if arguments.get("fully_connected") else minimum_size
+    if not isinstance(weights, (str, pathlib.Path, type(None))):
+        raise errors.ConfigError(
+            f"{network}(weights={weights!r}): expected the path of a file, or None; give other arguments by their names, "
+            f"such as {network}({next(iter(arguments), 'weights')}=...)"
+        )
     path = None if weights in (None, "imagenet") else pathlib.Path(weights).expanduser()
     if path is not None and not path.is_file():
         raise errors.ArtifactError(f"no weight file {weights}; give None or the path of a file")

@@ -15,6 +15,8 @@ def _evaluate_flags(f: flags.FlagValues) -> None:
     task_flag(f)
     flags.DEFINE_string("split", "test", "train, validation, test or train+validation.", flag_values=f)
     flags.DEFINE_string("data", None, "Other data with the same labels.", flag_values=f)
+    confusion = "Also tell which classes are taken for which, and draw confusion_SPLIT.png into the folder of each task."
+    flags.DEFINE_bool("confusion", False, confusion, flag_values=f)
     offline_flag(f)
 
 
@@ -23,15 +25,23 @@ def evaluate(f: flags.FlagValues) -> None:
     """`k4p1 evaluate`."""
     stay_offline(f)
     quiet_tensorflow.import_quietly()
+    from k4p1.runs import confusion_matrix, tables
     from k4p1.runs import evaluate as evaluation
-    from k4p1.runs import tables
 
-    found = evaluation.evaluate(f.model_dir, f.task, f.split, f.data)
+    found = evaluation.evaluate(f.model_dir, f.task, f.split, f.data, f.confusion)
     rows = []
+    tables_of_mistakes = []
     for task, metrics in found.items():
+        if f.confusion:
+            counts, picture = metrics.pop(evaluation.CONFUSION), metrics.pop("confusion_picture")
+            labels = evaluation.labels_of(f.model_dir, task)
+            tables_of_mistakes.append((f"{task}: most frequent mistakes ({picture})", counts, labels))
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples")
         rows.append((task, f"{metrics['examples']:,.0f}", shown))
     tables.print_rows(f"Split {f.split}", ("task", "examples", "metrics"), rows)
+    for title, counts, labels in tables_of_mistakes:
+        mistakes = [(a, b, n, f"{share:.1%}") for a, b, n, share in confusion_matrix.worst(counts, labels)]
+        tables.print_rows(title, ("label", "answer", "images", "of the label's"), mistakes)
 
 
 def _compress_flags(f: flags.FlagValues) -> None:

@@ -83,6 +83,10 @@ class LinkedReporter:
         """See `Reporter`."""
         self._link.send("steps", dict(done), list(reports))
 
+    def resumed(self, done: Mapping[str, int]) -> None:
+        """See `Reporter`."""
+        self._link.send("begins", dict(done))
+
     def progress(self, done: Mapping[str, int]) -> None:
         """See `Reporter`."""
         self._link.send("progress", dict(done))

@@ -161,6 +161,8 @@ class Supervisor:
             self._progressed |= any(count > self._done.get(task, 0) for task, count in done.items())
             self._done = done
             self._reporter.progress(done)
+        elif name == "begins":
+            self._reporter.resumed(*values)
         elif name == "message":
             self._reporter.message(*values)
         elif name == "status":

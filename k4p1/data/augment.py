@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -64,8 +65,13 @@ _KNOWN = {
 }
 
 
-def parse(text: str) -> tuple[list[Augmentation], list[Augmentation]]:
+def parse(text: str | Callable) -> tuple[list[Augmentation], list[Augmentation]]:
     """Reads a spec such as `"crop(area=0.3)+flip"`; empty text for none.
+
+    Args:
+      text: the spec; or a function of the image (height, width, 3) uint8 at the task's size, or of (image, seed), a pair of
+        int64 that is another one for every image and epoch; or a layer of Keras. Where it draws numbers of its own, a
+        resumed run draws others than one that was not interrupted. It moves no targets that are maps.
 
     Returns:
       (augmentations on the image at its original size, augmentations at the task's size).
@@ -74,8 +80,10 @@ def parse(text: str) -> tuple[list[Augmentation], list[Augmentation]]:
       ConfigError: unknown augmentation or option, or a value that is no number.
     """
     before, after = [], []
+    if callable(text):
+        return before, [Augmentation(_of_python(text), moves=False)]
     if not isinstance(text, str):
-        raise errors.ConfigError(f"augment={text!r}; expected text such as 'shift(pixels=4)+flip'")
+        raise errors.ConfigError(f"augment={text!r}; expected text such as 'shift(pixels=4)+flip', or a function")
     try:
         parsed = list(spec_grammar.parse(text)) if text.strip() else []
     except ValueError as e:
@@ -88,6 +96,24 @@ def parse(text: str) -> tuple[list[Augmentation], list[Augmentation]]:
         augmentation = Augmentation(functools.partial(function, **values), moves=function is not brightness)
         (before if function is crop else after).append(augmentation)
     return before, after
+
+
+def _of_python(given: Callable) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """A function of (image, seed) that gives uint8 of the image's shape."""
+    layer = hasattr(given, "get_config") and hasattr(given, "built")
+    takes_seed = not layer and len([p for p in inspect.signature(given).parameters.values() if p.default is p.empty]) > 1
+
+    def augmented(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        if layer:
+            changed = given(tf.cast(image, tf.float32)[None], training=True)[0]
+        else:
+            changed = given(image, seed) if takes_seed else given(image)
+        changed = tf.convert_to_tensor(changed)
+        if changed.dtype != tf.uint8:
+            changed = tf.saturate_cast(tf.round(tf.cast(changed, tf.float32)), tf.uint8)
+        return changed
+
+    return augmented
 
 
 def _number(name: str, option: str, value: str, types: dict[str, type]) -> float:

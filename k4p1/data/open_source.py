@@ -10,8 +10,8 @@ def open_source(data: "str | Source", data_dir: str | None = None) -> Source:
     """The source of `data`.
 
     Args:
-      data: a `Source`; `embedded/digits` or `embedded/parity`; the directory of a prepared TFDS data set; a folder of
-        images `class/*.jpg`; or a TFDS name.
+      data: a `Source`, or what `python_data` makes one of; `embedded/digits` or `embedded/parity`; the directory of a
+        prepared TFDS data set; a folder of images `class/*.jpg`; or a TFDS name.
       data_dir: where TFDS keeps its data sets.
 
     Raises:
@@ -19,8 +19,12 @@ def open_source(data: "str | Source", data_dir: str | None = None) -> Source:
     """
     if isinstance(data, Source):
         return data
-    if not isinstance(data, str) or not data:
-        raise errors.DataError(f"data must be a name, a folder or a Source; got {data!r}")
+    if not isinstance(data, str):
+        from k4p1.data import python_data
+
+        return python_data.as_source(data)
+    if not data:
+        raise errors.DataError("data is an empty text; give a name, a folder or a Source")
     if data.split("/")[0] == "embedded":
         from k4p1.data import arrays
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 Fields = Mapping[str, tf.Tensor]
+SAMPLE_WEIGHT = "sample_weight"
+"""Field of a source, and name in a batch: how much an example counts in the training loss, 1 where it is not there."""
 
 
 class Targets(abc.ABC):
@@ -56,3 +58,29 @@ class ClassLabel(Targets):
 
     def blank(self, fields, size):
         return {"label": fields["label"]}
+
+
+class WithSampleWeight(Targets):
+    """Targets, and the `sample_weight` of the example, a float scalar.
+
+    Args:
+      targets: the others.
+    """
+
+    def __init__(self, targets: Targets):
+        self._targets = targets
+        self.fields, self.maps = (*targets.fields, SAMPLE_WEIGHT), targets.maps
+
+    def check(self, fields, source):
+        weight = tf.cast(fields[SAMPLE_WEIGHT], tf.float32)
+        return {**self._targets.check(_others(fields), source), SAMPLE_WEIGHT: weight}
+
+    def read(self, fields):
+        return {**self._targets.read(_others(fields)), SAMPLE_WEIGHT: fields[SAMPLE_WEIGHT]}
+
+    def blank(self, fields, size):
+        return {**self._targets.blank(_others(fields), size), SAMPLE_WEIGHT: fields[SAMPLE_WEIGHT]}
+
+
+def _others(fields: Fields) -> Fields:
+    return {name: value for name, value in fields.items() if name != SAMPLE_WEIGHT}

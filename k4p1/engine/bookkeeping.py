@@ -89,12 +89,14 @@ class Progress:
 
     Attributes:
       best: the highest mean validation metric so far; one that is better when smaller is negated.
-      best_step: total steps at that moment.
+      best_step: total steps at that moment, the last one where several are equal.
+      improved_step: total steps when it last became better.
       skipped: corrupt images met, by task.
     """
 
     best: float = -math.inf
     best_step: int = 0
+    improved_step: int = 0
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -102,6 +104,7 @@ class Progress:
         return {
             "best": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
+            "improved_step": self.improved_step,
             "skipped": self.skipped,
         }
 
@@ -109,7 +112,7 @@ class Progress:
     def from_json(cls, value: Mapping[str, Any]) -> "Progress":
         """The inverse of `as_json`."""
         best = -math.inf if value["best"] is None else value["best"]
-        return cls(best, value["best_step"], dict(value["skipped"]))
+        return cls(best, value["best_step"], value.get("improved_step", value["best_step"]), dict(value["skipped"]))
 
 
 class Bookkeeping:
@@ -149,15 +152,17 @@ class Bookkeeping:
         """Goes on from the newest checkpoint: the steps of each task there, or None without one."""
         found = self._checkpoints.newest() if self._checkpoints else None
         if found is None:
+            self._reporter.resumed(self._store.done())
             return None
         self._store.restore(found.state)
         self.progress = Progress.from_json(found.progress)
         if (best := self._checkpoints.best()) is not None:  # it may be newer than the newest checkpoint
             kept = Progress.from_json(best.progress)
-            self.progress.best, self.progress.best_step = kept.best, kept.best_step
+            self.progress = dataclasses.replace(kept, skipped=self.progress.skipped)
         done = self._store.done()
         self._saved_at = done
         self._reporter.message(f"resuming from the checkpoint at {self._counted(done)}")
+        self._reporter.resumed(done)
         return done
 
     def report(self, reports: Sequence[StepReport], done: Mapping[str, int]) -> None:
@@ -200,12 +205,24 @@ class Bookkeeping:
         if not all(np.isfinite(value).all() for value in snapshot.values()):
             self._reporter.message(f"the state after {sum(done.values())} steps is not finite; it is not kept as the best")
         elif float(np.mean(selected)) >= self.progress.best:
-            best, best_step = float(np.mean(selected)), sum(done.values())
+            best, total = float(np.mean(selected)), sum(done.values())
+            improved = total if best > self.progress.best else self.progress.improved_step
+            found = Progress(best, total, improved, self.progress.skipped)
             if self._checkpoints:
-                self._checkpoints.save_best(snapshot, Progress(best, best_step, self.progress.skipped).as_json())
+                self._checkpoints.save_best(snapshot, found.as_json())
             else:
                 self._best = vectors
-            self.progress.best, self.progress.best_step = best, best_step
+            self.progress = found
+
+    def settled(self, done: Mapping[str, int]) -> None:
+        """Tells the reporter that steps were reported and evaluated."""
+        self._reporter.settled(done)
+
+    def ended(self, done: Mapping[str, int], why: str = "") -> None:
+        """Tells the reporter that training has ended, and why, where that is before its target."""
+        self._reporter.ended(done)
+        if why:
+            self._reporter.message(f"stopped at {self._counted(done)}: {why}")
 
     def save(self, snapshot: Mapping[str, np.ndarray] | None = None) -> int:
         """Writes a checkpoint of a snapshot of the store, by default of now; returns its total steps.

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
+
 from k4p1 import checks, errors, patches
-from k4p1.engine import optimizers, rules, schedules
+from k4p1.engine import keras_optimizers, optimizers, rules, schedules
 from k4p1.engine.rules import GROUPS, Rule, Rules
 
 
@@ -17,7 +19,8 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: the base rate.
-      optimizer: name or object; see `optimizers.OPTIMIZERS`.
+      optimizer: name or object; see `optimizers.OPTIMIZERS`. One of Keras is translated, with its learning rate, which
+        stays constant unless `schedule` is given, and its weight decay.
       schedule: name or object; see `schedules.SCHEDULES`.
       rate_factors: multiply the learning rate of `head`, `patch` (every other private parameter), `shared`, or one patch
         kind by name (K4P1, Figures 8 and 9 vary them).
@@ -33,13 +36,18 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-3
-    optimizer: optimizers.Optimizer | str = "adam"
+    optimizer: optimizers.Optimizer | keras.optimizers.Optimizer | str = "adam"
     schedule: schedules.Schedule | str = "cosine"
     rate_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weight_decay: float | str | Mapping[str, float | str] | None = None
     rules: Mapping[str, Mapping[str, Any]] | Sequence[Rule] = ()
 
     def __post_init__(self):
+        if isinstance(self.optimizer, keras.optimizers.Optimizer):
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name, value in keras_optimizers.translated(self.optimizer).items():
+                if name == "optimizer" or getattr(self, name) == defaults[name]:  # what is given here comes first
+                    object.__setattr__(self, name, value)
         object.__setattr__(self, "optimizer", optimizers.find(self.optimizer))
         object.__setattr__(self, "schedule", schedules.find(self.schedule))
         checks.check_number("learning_rate", self.learning_rate, checks.POSITIVE)

@@ -21,6 +21,30 @@ _SPEED_SECONDS = 10.0
 _OF_WORKERS = ("loss", "steps_per_s", "examples_per_s", "staleness_mean", "staleness_max")
 
 
+class Watcher:
+    """Something that is told what a run reports; does nothing by itself."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether it asks that its task stops."""
+        return False
+
+    def resumed(self, done: Mapping[str, int]) -> None:
+        """Training begins at these steps of the tasks."""
+
+    def steps(self, done: Mapping[str, int], reports: Sequence[Any]) -> None:
+        """Steps were taken (`StepReport`s)."""
+
+    def evaluated(self, split: str, task: str, step: int, metrics: Mapping[str, float]) -> None:
+        """A task was evaluated."""
+
+    def settled(self, done: Mapping[str, int]) -> None:
+        """All that belongs to the steps so far, evaluation included, was told."""
+
+    def ended(self, done: Mapping[str, int]) -> None:
+        """Training has ended."""
+
+
 class Reporter:
     """Progress of every task and worker, on the terminal and in the model directory.
 
@@ -31,6 +55,7 @@ class Reporter:
       model_dir: where `metrics.jsonl` and TensorBoard's files go; None for nowhere.
       quiet: show nothing on the terminal.
       status: of the run; None writes none.
+      watchers: are told, too.
     """
 
     def __init__(
@@ -39,8 +64,9 @@ class Reporter:
         model_dir: str | pathlib.Path | None = None,
         quiet: bool = False,
         status: StatusFile | None = None,
+        watchers: Sequence[Watcher] = (),
     ):
-        self._steps = dict(steps)
+        self._steps, self._watchers = dict(steps), tuple(watchers)
         self._folder = None if model_dir is None else pathlib.Path(model_dir)
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         self._console = rich_console.Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
@@ -70,8 +96,25 @@ class Reporter:
         for writer in self._writers.values():
             writer.close()
 
+    def resumed(self, done: Mapping[str, int]) -> None:
+        """Tells watchers at which steps training begins."""
+        for watcher in self._watchers:
+            watcher.resumed(done)
+
+    def settled(self, done: Mapping[str, int]) -> None:
+        """Tells watchers that all of the steps so far was told."""
+        for watcher in self._watchers:
+            watcher.settled(done)
+
+    def ended(self, done: Mapping[str, int]) -> None:
+        """Tells watchers that training has ended."""
+        for watcher in self._watchers:
+            watcher.ended(done)
+
     def steps(self, done: Mapping[str, int], reports: Sequence[Any]) -> None:
         """Reports how far each task is and what its steps since the last report gave (`StepReport`s)."""
+        for watcher in self._watchers:
+            watcher.steps(done, reports)
         found = {task: self._measure(task, [r for r in reports if r.task == task]) for task in self._steps}
         for task, target in self._steps.items():
             if task not in self._bars:
@@ -132,6 +175,8 @@ class Reporter:
 
     def evaluated(self, split: str, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Reports metrics of a task on a split."""
+        for watcher in self._watchers:
+            watcher.evaluated(split, task, step, metrics)
         values = {f"{split}_{name}": value for name, value in metrics.items() if name != "examples"}
         self._log("eval", task, step, values)
         self.status.update(tasks={task: values})

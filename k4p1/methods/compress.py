@@ -266,4 +266,4 @@ def _finetune(
         model_dir=output.root / FINETUNED, seed=seed, optimizer=optimizer or OptimizerConfig(learning_rate=1e-3)
     )
     result = run(backbone, again, shared_trained=False, settings=settings).summary
-    return {name: entry[f"test_{again[i].metrics[0]}"] for i, (name, entry) in enumerate(result["tasks"].items())}
+    return {name: entry[f"test_{again[i].metric_names[0]}"] for i, (name, entry) in enumerate(result["tasks"].items())}

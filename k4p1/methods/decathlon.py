@@ -82,8 +82,10 @@ def decathlon(
     """
     task_points({task.name: 0.0 for task in tasks}, baseline)
     for task in tasks:
-        if "accuracy" not in task.metrics:
-            raise errors.ConfigError(f"task '{task.name}' has metrics {', '.join(task.metrics)}; the score needs accuracy")
+        if "accuracy" not in task.metric_names:
+            raise errors.ConfigError(
+                f"task '{task.name}' has metrics {', '.join(task.metric_names)}; the score needs accuracy"
+            )
     result = finetune(backbone=backbone, tasks=tasks, **settings)
     if not result.summary:  # a dry run
         return result

@@ -180,7 +180,7 @@ def _teacher_accuracy(task: Task, teacher: str, seed: int) -> tuple[float, int]:
     """The teacher's accuracy on the held-out images, and their number."""
     patched, labels = _teacher(task, teacher)
     metrics = measure(patched, dataclasses.replace(task, loss=None), seed, labels, "validation")
-    return metrics[task.metrics[0]], round(metrics["examples"])
+    return metrics[task.metric_names[0]], round(metrics["examples"])
 
 
 def _teacher(task: Task, teacher: str) -> tuple[PatchedModel, tuple[str, ...]]:
@@ -221,7 +221,7 @@ def _sweep(
         _write_pruned(start, stages, student, spec)
         stages.train(stage, phase, patch=spec, loss=loss, init_from=str(start))
         entry = stages.result(stage)
-        accuracy = entry[f"validation_{stages.task.metrics[0]}"]
+        accuracy = entry[f"validation_{stages.task.metric_names[0]}"]
         candidates.append(Candidate(number, accuracy, entry["live_multiply_adds"], folder))
     if not candidates:
         raise errors.PatchError(
@@ -284,7 +284,7 @@ def _finish(
     final = dataclasses.replace(stages.task, patch=patched.spec, loss=None, teacher="", init_from="")
     folder.write_task(final, info.labels, how.seed)
     size = write_task(folder, name, patched, backbone, info.labels, final.dropout)
-    metric = final.metrics[0]
+    metric = final.metric_names[0]
     test = {}
     teacher_model, labels = _teacher(stages.task, teacher)
     for who, model, known in (("", patched, info.labels), ("teacher_", teacher_model, labels)):

@@ -76,7 +76,7 @@ class Parameter:
         return "uint8" if self.storage else keras.backend.standardize_dtype(self.variable.dtype)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PatchedModel:
     """A task model with its parameters.
 
@@ -115,6 +115,11 @@ class PatchedModel:
         for key, count in counts.items():
             if count > 1:
                 raise errors.PatchError(f"two private parameters have the key '{key}': a file could not tell them apart")
+
+    def __repr__(self) -> str:
+        shared, trained = (self.count(owner, "trained", "fixed", "statistics") for owner in (SHARED, PRIVATE))
+        size = "x".join(map(str, self.image_size))
+        return f"PatchedModel('{self.model.name}', '{self.spec}', {size} px, {trained:,} private values, {shared:,} shared)"
 
     @functools.cached_property
     def training_model(self) -> keras.Model:

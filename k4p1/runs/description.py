@@ -5,9 +5,9 @@ from typing import Any
 
 from k4p1.backbones.backbone import Backbone
 from k4p1.files import tensor_file
-from k4p1.runs.model_dir import plain_task
+from k4p1.runs.model_dir import of_python, plain_task
 from k4p1.runs.settings import RunSettings
-from k4p1.tasks import attached_terms
+from k4p1.tasks import attached_terms, python_objects
 from k4p1.tasks.prepare import PreparedTask
 from k4p1.tasks.task import Task
 
@@ -40,6 +40,14 @@ def _computed(task: Task) -> dict[str, Any]:
     teachers = [term.options["teacher"] for term in task.terms if term.name in attached_terms.WITH_TEACHER]
     files = {"init_from": task.init_from, **{f"teacher_{number}": path for number, path in enumerate(teachers)}}
     plain.pop("teacher", None)
+    if task.class_weight:
+        plain["class_weight"] = {str(label): weight for label, weight in task.class_weight.items()}
+    python = {
+        "loss": [term.name for term in task.terms] if of_python(task.loss) else [],
+        "metrics": list(task.metric_names) if not all(isinstance(one, str) for one in task.metrics) else [],
+        "augment": [python_objects.name_of(task.augment)] if callable(task.augment) else [],
+    }
+    plain |= {f"python_{what}": names for what, names in python.items() if names}
     return {**plain, **{name: tensor_file.read_header(path)["content_hash"] for name, path in files.items() if path}}
 
 

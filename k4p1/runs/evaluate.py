@@ -2,7 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.data.open_source import open_source
@@ -11,25 +14,37 @@ from k4p1.data.source import Source
 from k4p1.data.splits import Splits
 from k4p1.engine.evaluation import Evaluator
 from k4p1.engine.groups import plan_groups
+from k4p1.engine.metrics import Metric
 from k4p1.engine.pure import PureTask
 from k4p1.patches import patch_file
 from k4p1.patches.patched_model import PatchedModel
+from k4p1.runs import confusion_matrix
 from k4p1.runs.model_dir import ModelDir
 from k4p1.tasks import attached_terms, objectives
 from k4p1.tasks.loss import TaskLoss
 from k4p1.tasks.task import Task
 
+CONFUSION = "confusion"
+
 
 def evaluate(
-    model_dir: str | pathlib.Path, task: str | None = None, split: str = "test", data: str | Source | None = None
-) -> dict[str, dict[str, float]]:
+    model_dir: str | pathlib.Path,
+    task: str | None = None,
+    split: str = "test",
+    data: str | Source | Any | None = None,
+    confusion: bool = False,
+) -> dict[str, dict[str, Any]]:
     """Metrics of finished tasks on a split, by task.
+
+    Metrics and a loss that were Python objects are not in the files of a run: the objective's own stand for them.
 
     Args:
       model_dir: of a finished run.
       task: one task, or None for all.
       split: `train`, `validation` or `test`; held-out splits are those of the run.
       data: other data with the same labels; needed if the run was given a Python object.
+      confusion: of tasks that classify, also `confusion`, an array (labels, answers) of counts, and the path of its picture,
+        `confusion_picture`, in the folder of the task.
 
     Raises:
       ConfigError: unknown task or split.
@@ -41,16 +56,66 @@ def evaluate(
     backbone = folder.load_backbone()
     found = {}
     for name in names:
-        definition, seed = folder.read_task(name)
-        if not (data or definition.data):
-            raise errors.ConfigError(f"task '{name}' was trained on a Python object; give its data again: data=...")
-        definition = dataclasses.replace(definition, data=data or definition.data)
+        definition, seed = _definition(folder, name, data)
         info = patch_file.read_info(folder.patch(name))
-        found[name] = measure(folder.load_task(name, backbone), definition, seed, info.labels, split)
+        more = {CONFUSION: confusion_matrix.Confusion(len(info.labels))} if confusion else {}
+        found[name] = measure(folder.load_task(name, backbone), definition, seed, info.labels, split, more)
+        if confusion:
+            picture = folder.task_folder(name) / f"confusion_{split}.png"
+            confusion_matrix.draw(found[name][CONFUSION], info.labels, f"{name}, {split}", picture)
+            found[name]["confusion_picture"] = str(picture)
     return found
 
 
-def measure(patched: PatchedModel, task: Task, seed: int, labels: Sequence[str], split: str) -> dict[str, float]:
+def dataset(
+    model_dir: str | pathlib.Path, task: str | None = None, split: str = "test", data: str | Source | Any | None = None
+) -> tf.data.Dataset:
+    """Batches (images (batch, height, width, 3) uint8, labels (batch,) int64) of a split, as the run saw it.
+
+    Of a task whose objective has other targets than `label`, they are dictionaries in place of labels. Images that cannot be
+    read are left out.
+
+    Args:
+      model_dir, task, split, data: as of `evaluate`; `task` may be None where the run has one.
+    """
+    folder = ModelDir(model_dir)
+    name = folder.one_task(task)
+    definition, seed = _definition(folder, name, data)
+    patched_size = (definition.image_size, definition.image_size)
+    source = open_source(definition.data, definition.data_dir)
+    splits = Splits(source, seed=seed, validation_fraction=definition.validation_fraction)
+    targets = objectives.find(definition.objective).targets(source.labels)
+    pipeline = Pipeline(source, splits, patched_size, definition.batch_size, targets, cache=False)
+    batches = pipeline.sequential(split).unbatch().filter(lambda example: example["weight"] > 0)
+
+    def pair(example):
+        others = {key: value for key, value in example.items() if key not in ("inputs", "weight")}
+        return example["inputs"], others["label"] if set(others) == {"label"} else others
+
+    return batches.map(pair).batch(definition.batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def labels_of(model_dir: str | pathlib.Path, task: str) -> tuple[str, ...]:
+    """Class names of a finished task."""
+    return patch_file.read_info(ModelDir(model_dir).patch(task)).labels
+
+
+def _definition(folder: ModelDir, name: str, data: object) -> tuple[Task, int]:
+    """A task as it was trained, on the data given or its own, and the seed of its run."""
+    definition, seed = folder.read_task(name)
+    if data is None and not definition.data:
+        raise errors.ConfigError(f"task '{name}' was trained on a Python object; give its data again: data=...")
+    return dataclasses.replace(definition, data=definition.data if data is None else data), seed
+
+
+def measure(
+    patched: PatchedModel,
+    task: Task,
+    seed: int,
+    labels: Sequence[str],
+    split: str,
+    more: Mapping[str, Metric] | None = None,
+) -> dict[str, Any]:
     """Metrics of a task model on a split of its task's data.
 
     Args:
@@ -59,6 +124,7 @@ def measure(patched: PatchedModel, task: Task, seed: int, labels: Sequence[str],
       seed: of the run, which decides on held-out splits.
       labels: that the model knows.
       split: see `evaluate`.
+      more: further metrics, by name.
 
     Raises:
       DataError: data with other labels.
@@ -77,5 +143,6 @@ def measure(patched: PatchedModel, task: Task, seed: int, labels: Sequence[str],
     pipeline = Pipeline(source, splits, patched.image_size, task.batch_size, targets, cache=False)
     own_terms = [term for term in task.terms if term.name not in attached_terms.OPTIONS]
     loss = TaskLoss(own_terms, objective).metrics() if own_terms else {}
-    evaluator = Evaluator(PureTask(task.name, patched, groups), {**objective.measured(task.metrics), **loss})
+    measured = {**task.measured(), **loss, **(more or {})}
+    evaluator = Evaluator(PureTask(task.name, patched, groups), measured)
     return evaluator({group.name: group.initial() for group in groups}, pipeline.sequential(split))

@@ -82,7 +82,7 @@ def finalize(
     for task in prepared:
         warn_of_kinds(task.patched)
         evaluator = Evaluator(PureTask(task.name, task.patched, groups), task.metrics)
-        metric = task.task.metrics[0]
+        metric = task.task.metric_names[0]
         entry = {
             "steps": task.steps,
             **described(task.patched, counts[task.name]),
@@ -123,7 +123,7 @@ def _keep_old_task(lesson: Lesson, backbone: Backbone, folder: ModelDir | None, 
     if folder is None:
         return entry
     definition, _ = model_dir_of(pathlib.Path(teacher.path).expanduser()).read_task(teacher.task)
-    entry["metric"] = definition.metrics[0]
+    entry["metric"] = definition.metric_names[0]
     definition = dataclasses.replace(definition, patch=patched.spec, init_from="", teacher="", loss=None)
     folder.write_task(definition, teacher.labels, seed)
     entry["patch_bytes"] = write_task(folder, teacher.task, patched, backbone, teacher.labels, 0.0)

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import keras
 
 import k4p1
 from k4p1 import errors
@@ -16,6 +18,7 @@ from k4p1.files import atomic, content_hash, result_file, run_record, schema
 from k4p1.patches import patch_file
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.patches.spec import PatchSpec
+from k4p1.tasks import objectives
 from k4p1.tasks.task import Task
 
 _FORMER_FIELDS = {"start": "init_from", "weight": "turn_weight", "validation": "validation_fraction"}
@@ -58,21 +61,32 @@ class ModelDir:
         """A task's patch file."""
         return self.task_folder(task) / "patch.safetensors"
 
-    def begin(self, description: Mapping[str, Any], texts: Mapping[str, str], resume: bool = True) -> str:
+    def begin(
+        self, description: Mapping[str, Any], texts: Mapping[str, str], resume: bool = True, may_grow: bool = False
+    ) -> str:
         """Starts or resumes a run in this folder and returns its hash.
 
         Args:
           description: everything that decides what the run computes, plain values.
           texts: further text files of the run by name, such as `config.gin`.
           resume: False puts the checkpoints of an earlier run aside and starts over.
+          may_grow: whether a run with more steps than before goes on from the checkpoints of the shorter one.
 
         Raises:
           ConfigError: the folder holds a run with another configuration; names what differs.
           StorageError: the folder cannot be written.
         """
-        run = content_hash.digest({}, json.loads(json.dumps(description)))
+        description = json.loads(json.dumps(description))
+        run = content_hash.digest({}, description)
         before = run_record.read(self.root) if self._run.is_file() else {}
-        if before.get("config") is not None and before.get("config_hash") != run and resume:
+        if resume and may_grow and (told := _grown(before.get("config"), description)):
+            run = before.get("config_hash") or run  # its checkpoints stay those of this run
+            if any(grown > steps for steps, grown in told.values()):
+                grown = ", ".join(
+                    f"{task} from {steps} to {new} steps" for task, (steps, new) in told.items() if new > steps
+                )
+                print(f"{self.root} goes on, {grown}; its learning rates are now those of the longer run")
+        elif before.get("config") is not None and before.get("config_hash") != run and resume:
             raise errors.ConfigError(
                 f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
                 "give another --model_dir, or --noresume to start over here"
@@ -117,6 +131,17 @@ class ModelDir:
             raise errors.ConfigError(errors.unknown(f"task of {self.root}", task, known))
         return [task]
 
+    def one_task(self, task: str | None) -> str:
+        """`task`, or the only task of the run.
+
+        Raises:
+          ConfigError: no such task, or several and none is named.
+        """
+        names = self.chosen_tasks(task)
+        if len(names) > 1:
+            raise errors.ConfigError(f"{self.root} has several tasks; say which with --task: {', '.join(names)}")
+        return names[0]
+
     def read_task(self, name: str) -> tuple[Task, int]:
         """A task as it was trained, and the seed of its run; `data` is empty if it was a Python object."""
         path = self.task_folder(name) / "task.json"
@@ -142,17 +167,44 @@ class ModelDir:
         return patch_file.load_patch(self.patch(name), backbone or self.load_backbone(), self.heads, self.factors)
 
 
-def load_task(model_dir: str | pathlib.Path, task: str):
-    """The plain `keras.Model` of a task that a run finished: images (batch, height, width, 3) of 0 to 255 to logits."""
-    return ModelDir(model_dir).load_task(task).model
+def _grown(before: Any, now: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(steps before, steps now) by task, where two runs differ in steps that have grown, or in nothing; else empty."""
+    if not isinstance(before, Mapping) or not isinstance(before.get("tasks"), list):
+        return {}
+    tasks = before["tasks"], now.get("tasks", [])
+    known = [all(isinstance(task, Mapping) and isinstance(task.get("steps"), int) for task in side) for side in tasks]
+    without = [[{**task, **dict.fromkeys(("steps", "epochs"))} for task in side] for side in tasks] if all(known) else []
+    if not without or {**before, "tasks": without[0]} != {**now, "tasks": without[1]}:
+        return {}
+    steps = {new["name"]: (old["steps"], new["steps"]) for old, new in zip(*tasks, strict=True)}
+    return steps if all(old <= new for old, new in steps.values()) else {}
+
+
+def with_labels(model: keras.Model, labels: Sequence[str]) -> keras.Model:
+    """The model with its class names as the attribute `labels`."""
+    model.labels = tuple(labels)
+    return model
 
 
 def plain_task(task: Task) -> dict[str, Any]:
-    """The fields of a task as plain values; data that is a Python object becomes an empty string."""
+    """The fields of a task as plain values; what is a Python object is left out, data becomes an empty string."""
     values = {name: getattr(task, name) for name in _PLAIN_FIELDS}
     objective = task.objective if isinstance(task.objective, str) else task.objective.name
-    plain = {"data": "" if isinstance(task.data, Source) else task.data, "metrics": list(task.metrics)}
+    named = [one for one in task.metrics if isinstance(one, str)]
+    plain = {
+        "data": "" if isinstance(task.data, Source) else task.data,
+        "metrics": named or list(objectives.find(task.objective).default_metrics),
+        "augment": task.augment if isinstance(task.augment, str) else "",
+        "loss": None if of_python(task.loss) else task.loss,
+    }
+    if task.class_weight is None:
+        values.pop("class_weight")  # as in files of version 0.1
     return {**values, **plain, "patch": str(task.patch), "objective": objective}
+
+
+def of_python(loss: Any) -> bool:
+    """Whether a loss is, or names, a function or an object of Keras."""
+    return callable(loss) or (isinstance(loss, Mapping) and any(map(callable, loss)))
 
 
 def task_of(values: Mapping[str, Any]) -> Task:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from k4p1 import errors
+from k4p1.backbones import Given, backbone_given
 from k4p1.backbones.backbone import UNTOUCHED, Backbone
 from k4p1.cluster.place import where_to_run
 from k4p1.cluster.spec import ClusterSpec
@@ -20,7 +21,7 @@ from k4p1.files.run_lock import RunLock, check_usable, run_lock
 from k4p1.files.status_file import StatusFile
 from k4p1.patches.patched_layer import FIXED
 from k4p1.patches.patched_model import SHARED, PatchedModel
-from k4p1.runs import backbone_normalisation, tables
+from k4p1.runs import backbone_normalisation, callbacks, linear_probe, tables, unfinished
 from k4p1.runs.description import describe
 from k4p1.runs.finalize import finalize, recalibrate
 from k4p1.runs.metrics_server import metrics_server
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from k4p1.cluster.run_cluster import RunCluster
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run leaves in memory.
 
@@ -45,25 +46,37 @@ class RunResult:
       summary: the content of `result.json`.
       models: the task models by name, trained.
       backbone: trained with them, or as it was.
+      history: by task, `step`, `loss`, `validation_accuracy`, ..., lists of one length, a value per evaluation.
     """
 
     summary: Mapping[str, Any]
     models: Mapping[str, PatchedModel]
     backbone: Backbone
+    history: Mapping[str, Mapping[str, list[float | None]]] = dataclasses.field(default_factory=dict)
+
+    def table(self) -> str:
+        """The metrics, parameters and bytes of every task, as text."""
+        return tables.result_text(self.summary)
+
+    def __repr__(self) -> str:
+        return self.table() if self.summary else f"RunResult(tasks={list(self.models)}, a dry run)"
+
+    def _repr_html_(self) -> str:
+        return tables.result_html(self.summary) if self.summary else f"<p>{self!r}</p>"
 
 
-def run(
-    backbone: Backbone | Callable[[], Backbone], tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings
-) -> RunResult:
+def run(backbone: Given, tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings) -> RunResult:
     """Trains tasks on one backbone and writes what they learned.
 
     Args:
-      backbone: or a function that makes it, called after precision and seed are set.
+      backbone: see `k4p1.backbones.backbone_given`; a function that makes it is called after precision and seed are set.
       tasks: with distinct names.
       shared_trained: True: the shared weights learn from all tasks (K4P1, section 2, "Multitask learning"). False: they are
         frozen ("Transfer learning").
       settings: see `RunSettings`.
     """
+    backbone = backbone_given(backbone)
+    callbacks.by_task(settings.callbacks, [task.name for task in tasks] or [""])
     before = keras.config.dtype_policy()
     try:
         return _run(backbone, tasks, shared_trained, settings)
@@ -97,7 +110,8 @@ def _run(
         if folder is not None:
             hold()
             description = describe(backbone, prepared, shared_trained, settings)
-            run_hash = folder.begin(description, texts, settings.resume)
+            run_hash = folder.begin(description, texts, settings.resume, may_grow=not settings.refit)
+            unfinished.write_backbone(folder, backbone)
             status.begin(folder.root)
             for task in prepared:
                 folder.write_task(task.task, task.labels, settings.seed)
@@ -108,7 +122,9 @@ def _run(
         if settings.refit:
             prepared = _for_refit(prepared, trained.progress.best_step)
             again = train(prepared, rules, settings, dataclasses.replace(place, refit_step=trained.progress.best_step))
-            trained = dataclasses.replace(again, progress=trained.progress)
+            trained = dataclasses.replace(again, progress=trained.progress, history=trained.history)
+        if trained.stopped is not None:
+            prepared = [dataclasses.replace(task, steps=trained.stopped[task.name]) for task in prepared]
         # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
         write_back(trained.groups, trained.vectors)
         recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared)
@@ -123,9 +139,13 @@ def _run(
             result["cluster"] = trained.step_counts.as_json()
         if folder is not None:
             atomic.write_json(folder.result, result)
+            unfinished.finished(folder)
         if not settings.quiet:
             tables.print_result(result)
-        return RunResult(result, {task.name: task.patched for task in prepared}, backbone)
+            if not shared_trained:
+                linear_probe.compare(backbone, prepared, result, settings)
+        models = {task.name: task.patched for task in prepared}
+        return RunResult(result, models, backbone, trained.history.columns())
 
 
 def _prepare(
@@ -141,6 +161,7 @@ def _prepare(
         tasks,
         shared_trained=shared_trained,
         steps=settings.steps,
+        epochs=settings.epochs,
         seed=settings.seed,
         starts=read_warm_starts(tasks, backbone),
         teachers=read_teachers(tasks),
@@ -229,6 +250,8 @@ def _connect(
 
     if isinstance(backbone, Backbone):
         raise errors.ConfigError("on a cluster, give a function that makes the backbone: variables made before are lost")
+    if settings.patience is not None:
+        raise errors.ConfigError("patience: a run on a cluster trains to its step targets; give steps, or one machine")
     if settings.jit_compile:
         raise errors.ConfigError("jit_compile=True: XLA cannot compile steps whose vectors are on parameter servers")
     workers = {task.name: (task.workers, task.worker_share) for task in tasks}

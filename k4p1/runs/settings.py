@@ -2,12 +2,15 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import keras
 
 from k4p1 import checks, errors
 from k4p1.cluster.policy import WorkerPolicy
 from k4p1.engine.optimizer_config import OptimizerConfig
+from k4p1.engine.optimizers import Optimizer
 from k4p1.engine.population import OF_SHARED
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -19,7 +22,14 @@ class RunSettings(WorkerPolicy):
 
     Attributes:
       steps: step target of a task of turn_weight 1 that names neither steps nor epochs.
-      optimizer: learning rate, optimizer, schedule, rules; see `OptimizerConfig`.
+      epochs: in place of `steps`: passes over its own training images, for every task that names neither.
+      learning_rate: in place of that of `optimizer`.
+      optimizer: learning rate, optimizer, schedule, rules; see `OptimizerConfig`. Its name alone, or an optimizer of Keras,
+        stands for one with the other defaults.
+      patience: stop after so many evaluations in a row without a better mean validation metric; None: never. On one machine.
+      callbacks: callbacks of Keras, or {task: callbacks} for a run of several tasks; see `k4p1.runs.callbacks`.
+      linear_probe: tell when a linear classifier on the frozen backbone's features does better on the validation split than
+        what was trained; None: where it costs little beside the run.
       seed: of everything random.
       evaluate_every: steps of all tasks together between evaluations; None: ten in a run.
       checkpoint_every: steps of all tasks together between checkpoints; None: ten in a run.
@@ -45,7 +55,12 @@ class RunSettings(WorkerPolicy):
     """
 
     steps: int | None = None
-    optimizer: OptimizerConfig | None = None
+    epochs: float | None = None
+    learning_rate: float | None = None
+    optimizer: OptimizerConfig | Optimizer | keras.optimizers.Optimizer | str | None = None
+    patience: int | None = None
+    callbacks: Sequence[keras.callbacks.Callback] | Mapping[str, Sequence[keras.callbacks.Callback]] = ()
+    linear_probe: bool | None = None
     seed: int = 0
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
@@ -79,7 +94,17 @@ class RunSettings(WorkerPolicy):
         super().__post_init__()
         if self.precision not in PRECISIONS:
             raise errors.ConfigError(errors.unknown("precision", self.precision, PRECISIONS))
-        for name in ("steps", "evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches"):
+        if self.steps is not None and self.epochs is not None:
+            raise errors.ConfigError("a run has steps or epochs; give one of them")
+        for name in ("epochs", "learning_rate"):
+            if getattr(self, name) is not None:
+                checks.check_number(name, getattr(self, name), checks.POSITIVE)
+        if self.optimizer is not None and not isinstance(self.optimizer, OptimizerConfig):
+            object.__setattr__(self, "optimizer", OptimizerConfig(optimizer=self.optimizer))
+        if self.learning_rate is not None:
+            chosen = dataclasses.replace(self.optimizer or OptimizerConfig(), learning_rate=self.learning_rate)
+            object.__setattr__(self, "optimizer", chosen)
+        for name in ("steps", "evaluate_every", "checkpoint_every", "keep_checkpoints", "recalibration_batches", "patience"):
             if getattr(self, name) is not None:
                 checks.check_number(name, getattr(self, name), checks.POSITIVE_WHOLE)
         checks.check_number("seed", self.seed, checks.WHOLE)

@@ -1,6 +1,8 @@
 """Tables of a run for people."""
 
-from collections.abc import Mapping, Sequence
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import console as rich_console
@@ -43,13 +45,42 @@ def print_updates(groups: Sequence[ParameterGroup], frozen: Mapping[str, int]) -
     _print(table)
 
 
+_OF_RESULT = ("task", "steps", "validation", "test", "private trained", "statistics", "patch bytes")
+
+
 def print_result(result: Mapping[str, Any]) -> None:
     """The selecting metric (accuracy of tasks that classify), parameters and bytes of every task of a finished run."""
-    title = f"{result['shared_parameters']:,} shared parameters"
-    table = _table(title, "task", "steps", "validation", "test", "private trained", "statistics", "patch bytes")
+    table = _table(_title(result), *_OF_RESULT)
+    for row in _result_rows(result):
+        table.add_row(*row)
+    _print(table)
+
+
+def result_text(result: Mapping[str, Any]) -> str:
+    """What `print_result` prints."""
+    table = _table(_title(result), *_OF_RESULT)
+    for row in _result_rows(result):
+        table.add_row(*row)
+    console = rich_console.Console(width=120, file=io.StringIO(), markup=False, emoji=False)
+    console.print(table)
+    return console.file.getvalue().rstrip()
+
+
+def result_html(result: Mapping[str, Any]) -> str:
+    """The same as an HTML table."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in _OF_RESULT)
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in _result_rows(result))
+    return f"<table><caption>{html.escape(_title(result))}</caption><tr>{head}</tr>{rows}</table>"
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    return f"{result['shared_parameters']:,} shared parameters"
+
+
+def _result_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, task in result["tasks"].items():
         measured = (task.get(f"{split}_{task.get('metric', 'accuracy')}") for split in ("validation", "test"))
-        table.add_row(
+        yield (
             name,
             f"{task['steps']:,}",
             *("-" if a is None else f"{a:.3f}" for a in measured),
@@ -58,7 +89,6 @@ def print_result(result: Mapping[str, Any]) -> None:
                 for key in ("private_trained", "private_statistics", "patch_bytes")
             ),
         )
-    _print(table)
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from k4p1.engine.bookkeeping import Progress, TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
-from k4p1.engine.groups import ParameterGroup, plan_groups
+from k4p1.engine.groups import ParameterGroup, plan_groups, write_back
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.pure import PureTask
 from k4p1.engine.reporting import Reporter
@@ -18,6 +18,9 @@ from k4p1.engine.store import Store
 from k4p1.engine.training import Trainer
 from k4p1.files.status_file import StatusFile
 from k4p1.patches.patched_model import PatchedModel
+from k4p1.runs import unfinished
+from k4p1.runs.callbacks import TaskCallbacks, by_task
+from k4p1.runs.history import History
 from k4p1.runs.model_dir import ModelDir
 from k4p1.runs.settings import RunSettings
 from k4p1.tasks.cached_features import CachedFeatures
@@ -57,12 +60,16 @@ class Trained:
       vectors: of the joint best state, by group.
       progress: best metric, skipped images.
       step_counts: on a cluster, what became of the steps.
+      history: losses and validation metrics by step.
+      stopped: steps of the tasks where training stopped before its target, else None.
     """
 
     groups: Sequence[ParameterGroup]
     vectors: Mapping[str, np.ndarray]
     progress: Progress
     step_counts: "StepCounts | None"
+    history: History = dataclasses.field(default_factory=History)
+    stopped: Mapping[str, int] | None = None
 
 
 def train(
@@ -100,7 +107,7 @@ def train(
                 loss=task.loss,
                 loss_terms=task.loss.names,
                 metrics=task.metrics,
-                selecting=definition.metrics[0],
+                selecting=definition.metric_names[0],
                 validation=functools.partial(data.sequential, "validation") if selects else None,
                 calibration=task.pipeline.calibration,
                 schedule=schedule if definition.schedule is None else definition.schedule,
@@ -108,9 +115,12 @@ def train(
         )
     steps = {task.name: task.steps for task in prepared}
     total = sum(steps.values())
+    callbacks = {} if refit or stop_after is not None else by_task(settings.callbacks, list(steps))
+    per_epoch = {task.name: max(1, round(task.steps / task.epochs)) for task in tasks}
+    with_callbacks = sum(per_epoch.values()) if callbacks else None
     how = {
         "seed": settings.seed,
-        "evaluate_every": settings.evaluate_every or max(1, total // 10),
+        "evaluate_every": settings.evaluate_every or with_callbacks or max(1, total // 10),
         "checkpoint_every": settings.checkpoint_every or max(1, total // 10),
         "loss_scaled": settings.precision == "mixed_float16",
     }
@@ -119,10 +129,23 @@ def train(
         root = place.folder.root
         where = place.folder.checkpoints / "refit" if refit else place.folder.checkpoints
         checkpoints = Checkpoints(where, settings.keep_checkpoints, place.run_hash)
+        if not refit and place.coordinator is None:
+            unfinished.write_layout(place.folder, groups)
+    history = History(None if root is None or not settings.resume else root / "metrics.jsonl")
+    store = None if on_cluster else Store(groups, steps, how["loss_scaled"])
+    refresh = None if store is None else lambda: write_back(groups, store.vectors())
+    models = {task.name: task.patched.model for task in prepared}
+    watchers = {
+        name: TaskCallbacks(name, listed, models[name], steps[name], per_epoch[name], refresh)
+        for name, listed in callbacks.items()
+        if place.coordinator is None
+    }
     if place.coordinator is not None:
         reports = place.coordinator.reporter
     else:
-        reports = Reporter(steps, root, settings.quiet or stop_after is not None, place.status)
+        quiet = settings.quiet or stop_after is not None
+        reports = Reporter(steps, root, quiet, place.status, [history, *watchers.values()])
+    stopped = None
     with reports as reporter:
         if any(isinstance(data, CachedFeatures) for data in inputs.values()):
             dropping = [task.name for task in prepared if task.has_inner_dropout()]
@@ -136,11 +159,13 @@ def train(
         elif place.cluster is not None:
             trainer = place.cluster.trainer(tasks, groups, reporter, checkpoints, place.run_hash, place.refit_step)
             vectors = trainer.run()
+            reporter.ended(steps)
         else:
-            store = Store(groups, steps, how["loss_scaled"])
-            trainer = Trainer(tasks, store, reporter, checkpoints, jit_compile=settings.jit_compile, **how)
+            more = {"patience": None if refit else settings.patience, "callbacks": watchers}
+            trainer = Trainer(tasks, store, reporter, checkpoints, jit_compile=settings.jit_compile, **more, **how)
             vectors = trainer.run(stop_after)
-    return Trained(groups, vectors, trainer.progress, getattr(trainer, "step_counts", None))
+            stopped = store.done() if stop_after is None and store.done() != steps else None
+    return Trained(groups, vectors, trainer.progress, getattr(trainer, "step_counts", None), history, stopped)
 
 
 def _inputs(

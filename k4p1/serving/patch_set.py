@@ -1,9 +1,11 @@
 """Many tasks on one loaded backbone: add, switch, combine, merge, delete."""
 
+import html
 import numbers
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,11 +16,13 @@ from k4p1.patches import factor_file, patch_file, task_head
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.inference import inference_model
 from k4p1.patches.patched_model import FACTORS, PatchedModel
+from k4p1.runs.model_dir import ModelDir
 from k4p1.serving.mixed import MixedModel
+from k4p1.serving.predict import read_image
 
 
-class PatchSet:
-    """The tasks of one backbone, for a program that answers for many of them.
+class PatchSet(Mapping):
+    """The tasks of one backbone, for a program that answers for many of them: a mapping from names to Keras models.
 
     There is no active task: each call names its own, so threads do not disturb one another. A task costs the memory of its
     patch; the backbone's values are there once, and never written.
@@ -41,6 +45,46 @@ class PatchSet:
         self._mixed: dict[tuple[int, int], MixedModel] = {}
         self._factors: dict[str, Mapping[str, keras.Variable]] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def of_run(cls, model_dir: str | pathlib.Path) -> "PatchSet":
+        """The finished tasks of a run, on its backbone."""
+        folder = ModelDir(model_dir)
+        found = cls(folder.load_backbone(), folder.heads, folder.factors)
+        for task in folder.tasks():
+            found.add(folder.patch(task))
+        return found
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._tasks)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        with self._lock:
+            return name in self._tasks
+
+    def __getitem__(self, name: str) -> keras.Model:
+        return self.model(name)
+
+    def __repr__(self) -> str:
+        names = self.names
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        return f"PatchSet({len(names)} tasks on '{self.backbone.name}': {shown})" if names else "PatchSet(no task)"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(self._get(name).spec))}</td>"
+            f"<td>{len(self.labels(name))}</td><td>{sum(p.size for p in self._get(name).owned()):,}</td></tr>"
+            for name in self.names
+        )
+        columns = "".join(f"<th>{column}</th>" for column in ("task", "patch", "classes", "private values"))
+        return f"<table><caption>{html.escape(repr(self))}</caption><tr>{columns}</tr>{rows}</table>"
 
     def add(self, path: str | pathlib.Path, name: str | None = None) -> str:
         """Adds the task of a patch file and returns its name.
@@ -103,6 +147,51 @@ class PatchSet:
         that classifies; arrays by name where a head has several outputs."""
         outputs = self.model(name)(images, training=False)
         return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
+
+    def predict(self, images: Sequence[tuple[str, Any]], top: int = 3) -> list[list[tuple[str, float]]]:
+        """What tasks answer for images, each image for its own task: the `top` most probable labels with probabilities.
+
+        Images of one size whose tasks a mixed batch can hold are answered together, others task by task.
+
+        Args:
+          images: (task, path or array (height, width, 3) of 0 to 255) of each; images are resized to the task's size.
+          top: how many labels per image.
+
+        Raises:
+          ConfigError: an unknown task, or one that does not classify.
+          DataError: an image that cannot be read.
+        """
+        pixels = [
+            np.asarray(read_image(image, self._get(name).image_size, place)) for place, (name, image) in enumerate(images)
+        ]
+        names = [name for name, _ in images]
+        for name in names:
+            if self._objectives[name] != task_head.DEFAULT_OBJECTIVE:
+                raise errors.ConfigError(f"task '{name}' does not classify; ask model('{name}')")
+        logits: list = [None] * len(names)
+        mixable = [place for place, name in enumerate(names) if self._can_mix(name)]
+        for place, row in zip(mixable, self.mixed([pixels[i] for i in mixable], [names[i] for i in mixable]), strict=True):
+            logits[place] = row
+        rest: dict[str, list[int]] = {}
+        for place, name in enumerate(names):
+            if logits[place] is None:
+                rest.setdefault(name, []).append(place)
+        for name, places in rest.items():
+            for place, row in zip(places, self(name, np.stack([pixels[i] for i in places])), strict=True):
+                logits[place] = row
+        found = []
+        for name, row in zip(names, logits, strict=True):
+            values = np.exp(np.asarray(row, np.float64) - np.max(row))
+            probabilities, labels = values / values.sum(), self.labels(name)
+            found.append([(labels[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:top]])
+        return found
+
+    def _can_mix(self, name: str) -> bool:
+        try:
+            self._mixed_model(self._get(name).image_size, [name])
+        except errors.ConfigError:
+            return False
+        return True
 
     def mixed(self, images: Sequence, tasks: Sequence[str]) -> list[np.ndarray]:
         """Logits (classes of its task,) of each image for its own task, computed together; see `k4p1.serving.mixed`.
@@ -233,7 +322,7 @@ class PatchSet:
     def _get(self, name: str) -> PatchedModel:
         with self._lock:
             if name not in self._tasks:
-                raise errors.ConfigError(errors.unknown("task of this set", name, self._tasks))
+                raise errors.UnknownTask(errors.unknown("task of this set", name, self._tasks))
             return self._tasks[name]
 
     def _check_free(self, name: str) -> None:

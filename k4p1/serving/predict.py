@@ -1,9 +1,10 @@
-"""Predictions of finished tasks for image files."""
+"""Predictions of finished tasks for images."""
 
 import pathlib
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from k4p1 import errors
 from k4p1.data import preprocessing
@@ -14,42 +15,64 @@ from k4p1.tasks import objectives
 
 
 def predict(
-    model_dir: str | pathlib.Path, task: str | None, images: Sequence[str | pathlib.Path], top: int = 3
+    model_dir: str | pathlib.Path, task: str | None = None, images: Sequence = (), top: int = 3
 ) -> list[tuple[str, list[tuple[str, float]]]]:
-    """What tasks answer for image files: the `top` most probable labels with their probabilities, for one that classifies.
+    """What a task answers for images: the `top` most probable labels with their probabilities, for one that classifies.
 
     Args:
       model_dir: of a finished run.
       task: may be None where the run has one task.
-      images: paths.
+      images: paths, or arrays (height, width, 3) of 0 to 255, of any size.
       top: how many labels per image.
 
+    Returns:
+      (path, or place in `images`, answers) of each image.
+
     Raises:
+      ConfigError: no such task, or no image.
       DataError: an image that cannot be read.
+    """
+    folder = ModelDir(model_dir)
+    name = folder.one_task(task)
+    if len(images) == 0:
+        raise errors.ConfigError("no image given; add the paths of images")
+    info = patch_file.read_info(folder.patch(name))
+    objective = objectives.find(info.objective)
+    patched = folder.load_task(name)
+    pixels = [read_image(image, patched.image_size, place) for place, image in enumerate(images)]
+    found = []
+    for place, (image, read) in enumerate(zip(images, pixels, strict=True)):
+        answers = objective.answers(outputs_of(patched.model, read[None]))
+        one = {name: keras.ops.convert_to_numpy(answer)[0] for name, answer in answers.items()}
+        shown = str(image) if isinstance(image, (str, pathlib.Path)) else str(place)
+        found.append((shown, objective.summary(one, info.labels, top)))
+    return found
+
+
+def read_image(image: object, size: tuple[int, int], place: int = 0):
+    """An image as a task sees it: (height, width, 3) uint8 of its size, resized as in training.
+
+    Args:
+      image: a path, or an array (height, width, 3) of 0 to 255.
+      size: (height, width).
+      place: among the images given, for messages.
+
+    Raises:
+      DataError: a file that cannot be read, or an array of another shape or range.
     """
     import tensorflow as tf
 
-    folder = ModelDir(model_dir)
-    names = folder.chosen_tasks(task)
-    if len(names) > 1:
-        raise errors.ConfigError(f"{folder.root} has several tasks; say which with --task: {', '.join(names)}")
-    if not images:
-        raise errors.ConfigError("no image given; add the paths of images")
-    info = patch_file.read_info(folder.patch(names[0]))
-    objective = objectives.find(info.objective)
-    pixels = []
-    patched = folder.load_task(names[0])
-    for path in images:
-        try:
-            encoded = pathlib.Path(path).read_bytes()
-            pixels.append(preprocessing.resize(preprocessing.decode(tf.constant(encoded)), patched.image_size))
-        except OSError as e:
-            raise errors.DataError(f"cannot read image {path}: {e.strerror}") from e
-        except tf.errors.OpError as e:
-            raise errors.DataError(f"cannot decode image {path}: expected JPEG, PNG, BMP or GIF") from e
-    found = []
-    for path, image in zip(images, pixels, strict=True):
-        answers = objective.answers(outputs_of(patched.model, image[None]))
-        one = {name: keras.ops.convert_to_numpy(answer)[0] for name, answer in answers.items()}
-        found.append((str(path), objective.summary(one, info.labels, top)))
-    return found
+    if not isinstance(image, (str, pathlib.Path)):
+        pixels = np.asarray(image)
+        if pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise errors.DataError(f"image {place} is {pixels.shape}; expected a path, or an array (height, width, 3)")
+        if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 255):
+            raise errors.DataError(f"image {place} goes from {pixels.min()} to {pixels.max()}; expected 0 to 255")
+        return preprocessing.resize(tf.constant(np.round(pixels).astype(np.uint8)), size)
+    try:
+        encoded = pathlib.Path(image).read_bytes()
+        return preprocessing.resize(preprocessing.decode(tf.constant(encoded)), size)
+    except OSError as e:
+        raise errors.DataError(f"cannot read image {image}: {e.strerror}") from e
+    except tf.errors.OpError as e:
+        raise errors.DataError(f"cannot decode image {image}: expected JPEG, PNG, BMP or GIF") from e

@@ -13,12 +13,14 @@ from typing import Any
 import tensorflow as tf
 
 from k4p1 import checks, errors, spec_grammar
+from k4p1.data.targets import SAMPLE_WEIGHT
 from k4p1.engine.metrics import Batch, Metric, Outputs, PerExample
 from k4p1.engine.step import Term
-from k4p1.tasks import attached_terms
+from k4p1.tasks import attached_terms, python_objects
 from k4p1.tasks.attached_terms import Attached
 from k4p1.tasks.objectives import Objective
 
+Loss = str | Callable | Mapping[str | Callable, float]
 _ONLY_TRAINING = {"label_smoothing": 0.0}  # what evaluation measures without
 
 
@@ -30,18 +32,21 @@ class TermSpec:
       name: of the term.
       weight: in the sum.
       options: of the term, by name, of their types.
+      function: of (batch, outputs), where the term is a Python object and not one of the objective.
     """
 
     name: str
     weight: float
     options: Mapping[str, Any]
+    function: Callable[[Batch, Outputs], tf.Tensor] | None = None
 
 
-def parse(loss: str | Mapping[str, float], objective: Objective, defaults: Mapping[str, Any]) -> tuple[TermSpec, ...]:
+def parse(loss: Loss, objective: Objective, defaults: Mapping[str, Any]) -> tuple[TermSpec, ...]:
     """Reads a loss.
 
     Args:
-      loss: text or mapping, see the module.
+      loss: text or mapping, see the module; a function of (labels, logits) or a loss of Keras, see `python_objects`, alone
+        or as a key of the mapping.
       objective: whose terms it may name, beside those of `k4p1.tasks.attached_terms`.
       defaults: options that terms take where they have them and do not say otherwise.
 
@@ -49,12 +54,20 @@ def parse(loss: str | Mapping[str, float], objective: Objective, defaults: Mappi
       ConfigError: bad syntax, an unknown term or option, or a weight that is not positive.
     """
     try:
+        if callable(loss):
+            loss = {loss: 1.0}
+        python = {python_objects.name_of(term): term for term in loss if callable(term)} if isinstance(loss, Mapping) else {}
         if isinstance(loss, Mapping):
-            listed = [(weight, *_one(str(term))) for term, weight in loss.items()]
+            listed = [
+                (weight, python_objects.name_of(term), {}) if callable(term) else (weight, *_one(str(term)))
+                for term, weight in loss.items()
+            ]
         elif isinstance(loss, str):
             listed = list(spec_grammar.parse_weighted(loss))
         else:
-            raise ValueError(f"{loss!r} is neither text nor a mapping from terms to weights")
+            raise ValueError(
+                f"{loss!r} is neither text, a mapping from terms to weights, nor a function of (labels, logits)"
+            )
         if not listed:
             raise ValueError("no term is given")
     except ValueError as e:
@@ -62,6 +75,10 @@ def parse(loss: str | Mapping[str, float], objective: Objective, defaults: Mappi
     functions = {**objective.loss_terms, **attached_terms.OPTIONS}
     terms = []
     for weight, name, options in listed:
+        if name in python:
+            checks.check_number(f"loss: weight of '{name}'", weight, checks.POSITIVE)
+            terms.append(TermSpec(name, float(weight), {}, python_objects.loss_function(python[name])))
+            continue
         if name not in functions:
             raise errors.ConfigError(errors.unknown(f"loss term of objective '{objective.name}'", name, functions))
         checks.check_number(f"loss: weight of '{name}'", weight, checks.POSITIVE)
@@ -102,26 +119,43 @@ class TaskLoss:
       terms: of the loss.
       objective: whose they are.
       attached: terms that were attached to the task model, by their position.
+      class_weights: of the classes, in training alone; empty: 1 for all.
     """
 
-    def __init__(self, terms: Sequence[TermSpec], objective: Objective, attached: Mapping[int, Attached] | None = None):
+    def __init__(
+        self,
+        terms: Sequence[TermSpec],
+        objective: Objective,
+        attached: Mapping[int, Attached] | None = None,
+        class_weights: Sequence[float] = (),
+    ):
         self._terms, self._objective, self._attached = terms, objective, attached or {}
+        self._class_weights = tuple(class_weights)
         self.names = [term_name(terms, number) for number in range(len(terms))]
 
     @classmethod
-    def of(cls, loss: str | Mapping[str, float], objective: Objective, **defaults: Any) -> "TaskLoss":
+    def of(cls, loss: Loss, objective: Objective, **defaults: Any) -> "TaskLoss":
         """A loss of text or mapping without attached terms; see `parse`."""
         return cls(parse(loss, objective, defaults), objective)
 
     def __call__(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
-        """The terms by name, each the mean over the batch by example weight: `sum w_i l_i / max(sum w_i, 1)`."""
+        """The terms by name, each the mean over the batch: `sum_i w_i c_i l_i / max(sum_i w_i, 1)`.
+
+        w_i is 0 for an image that cannot be read, else 1; c_i the example's importance, its `sample_weight` in the data
+        times the weight of its class.
+        """
         weights = batch["weight"]
         found = {}
+        each = weights * self._importance(batch)
         for number, term in enumerate(self._terms):
             losses = self._function(number, {})(batch, outputs)
-            mean = tf.reduce_sum(weights * losses) / tf.maximum(tf.reduce_sum(weights), 1.0)
+            mean = tf.reduce_sum(each * losses) / tf.maximum(tf.reduce_sum(weights), 1.0)
             found[self.names[number]] = Term(mean, term.weight)
         return found
+
+    def _importance(self, batch: Batch) -> tf.Tensor | float:
+        importance = tf.cast(batch[SAMPLE_WEIGHT], tf.float32) if SAMPLE_WEIGHT in batch else 1.0
+        return importance * tf.gather(self._class_weights, batch["label"]) if self._class_weights else importance
 
     def metrics(self) -> dict[str, Metric]:
         """`loss`, the weighted sum per example, as evaluation measures it; and each term by name where there are several."""
@@ -143,6 +177,8 @@ class TaskLoss:
         term = self._terms[number]
         if number in self._attached:
             return self._attached[number].loss
+        if term.function is not None:
+            return term.function
         function = self._objective.loss_terms[term.name]
         known = _options_of(function)
         return functools.partial(function, **{**term.options, **{k: v for k, v in changed.items() if k in known}})

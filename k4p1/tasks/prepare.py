@@ -12,6 +12,7 @@ from k4p1.backbones.backbone import Backbone
 from k4p1.data.open_source import open_source
 from k4p1.data.pipeline import Pipeline
 from k4p1.data.splits import Splits
+from k4p1.data.targets import SAMPLE_WEIGHT, WithSampleWeight
 from k4p1.engine.metrics import Metric
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.patched_layer import RANDOM, STATISTICS, TRAINED
@@ -82,6 +83,7 @@ def prepare_tasks(
     *,
     shared_trained: bool,
     steps: int | None = None,
+    epochs: float | None = None,
     seed: int = 0,
     starts: Mapping[str, WarmStart] | None = None,
     teachers: Mapping[str, Teacher] | None = None,
@@ -93,6 +95,7 @@ def prepare_tasks(
       tasks: with distinct names.
       shared_trained: whether shared weights are learned.
       steps: step target of a task of turn_weight 1 that names none.
+      epochs: in place of `steps`.
       seed: of heads, validation splits and data order.
       starts: values that tasks start from, by task.
       teachers: of distillation terms, by the path of their patch file.
@@ -116,12 +119,13 @@ def prepare_tasks(
         source = open_source(task.data, task.data_dir)
         objective = objectives.find(task.objective)
         splits = Splits(source, seed=seed, validation_fraction=task.validation_fraction)
+        targets = objective.targets(source.labels)
         pipeline = Pipeline(
             source,
             splits,
             (task.image_size, task.image_size),
             task.batch_size,
-            objective.targets(source.labels),
+            WithSampleWeight(targets) if SAMPLE_WEIGHT in source.fields else targets,
             augment=task.augment,
             seed=task_seed,
             cache=task.cache,
@@ -153,10 +157,10 @@ def prepare_tasks(
                 patched, attached[number] = attached_terms.attach(
                     patched, term.name, term.options, teachers=teachers or {}, **how
                 )
-        loss = TaskLoss(task.terms, objective, attached)
+        loss = TaskLoss(task.terms, objective, attached, task.class_weights(source.labels))
         lessons = {number: term for number, term in attached.items() if isinstance(term, Lesson)}
-        metrics = {**objective.measured(task.metrics), **loss.metrics()}
-        target = task.step_target(steps, splits.size("train"))
+        metrics = {**task.measured(), **loss.metrics()}
+        target = task.step_target(steps, splits.size("train"), epochs)
         prepared.append(PreparedTask(task, source.labels, pipeline, splits, patched, loss, metrics, target, lessons))
     _check_old_heads(prepared)
     return prepared

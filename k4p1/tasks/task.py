@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from k4p1 import checks, errors
+from k4p1.data import augment as augmentations
+from k4p1.data import python_data
 from k4p1.data.source import Source
 from k4p1.engine import schedules
+from k4p1.engine.metrics import Metric
 from k4p1.patches import PatchSpec
-from k4p1.tasks import attached_terms, distillation, objectives
-from k4p1.tasks.loss import TermSpec
+from k4p1.tasks import attached_terms, distillation, objectives, python_objects
+from k4p1.tasks.loss import Loss, TermSpec
 from k4p1.tasks.loss import parse as parse_loss
 from k4p1.tasks.objectives import Objective
 from k4p1.tasks.task_name import name_of_data
@@ -37,7 +40,9 @@ class Task:
 
     Attributes:
       name: ASCII letters, digits, `_`, `-` and `.`; names its files. None: that of the data, see `task_name`.
-      data: `embedded/digits`, a prepared TFDS directory, an image folder, a TFDS name, or a `k4p1.data.Source`.
+      data: `embedded/digits`, a prepared TFDS directory, an image folder, a TFDS name, a `k4p1.data.Source`; or in Python
+        (images, labels), a `tf.data.Dataset` or `keras.utils.PyDataset` of such pairs, or {split: one of these}; see
+        `k4p1.data.python_data`.
       data_dir: where TFDS keeps its data sets.
       patch: the patch spec.
       image_size: side in pixels; tasks of a run may differ.
@@ -45,15 +50,19 @@ class Task:
       steps: step target; None for that of the run, times `turn_weight`.
       epochs: step target as passes over the training split, instead of `steps`.
       turn_weight: share of the turns in a run, relative to other tasks.
-      augment: spec of augmentations, such as `"shift(pixels=8)+flip"`; see `k4p1.data.augment`.
+      augment: spec of augmentations, such as `"shift(pixels=8)+flip"`; see `k4p1.data.augment`. In
+        Python also a function from image to image, or a layer of Keras.
       objective: what the task is about: `classification`, or the name of an `Objective` that you registered, or one.
       loss: a sum of weighted terms, as text or as {term: weight}, see `k4p1.tasks.loss`; None: the objective's default. For
         classification: `softmax_cross_entropy`, `sigmoid_cross_entropy`; for all with logits: `distillation`; for
-        tailored networks: `complexity` and `block_distillation`, see `k4p1.tasks.tailoring`.
+        tailored networks: `complexity` and `block_distillation`, see `k4p1.tasks.tailoring`. In Python also a function of
+        (labels, logits) or a loss of Keras, see `k4p1.tasks.python_objects`.
+      class_weight: how much examples of a class count in the training loss, by label or number; 1 where it is not named.
       teacher: path of the patch file of a finished task, in its model_dir, for terms of distillation that name none.
       temperature: of distillation terms that name none.
       label_smoothing: s of terms that have it and do not name it.
-      metrics: names of the objective's metrics, of which the first one selects; None: the objective's default.
+      metrics: names of the objective's metrics, of which the first one selects; None: the objective's default. In Python
+        also functions of (labels, logits) and metrics of Keras.
       dropout: rate before the head.
       learning_rate, schedule: of this task, where they differ from the run's.
       validation_fraction: share of train to hold out where the data has no validation split; 0 for none.
@@ -69,7 +78,7 @@ class Task:
     """
 
     name: str | None = None
-    data: str | Source
+    data: str | Source | Any
     data_dir: str | None = None
     patch: str | PatchSpec = "scale_bias+head"
     image_size: int = 96
@@ -77,13 +86,14 @@ class Task:
     steps: int | None = None
     epochs: float | None = None
     turn_weight: float = 1.0
-    augment: str = ""
+    augment: str | Callable = ""
     objective: str | Objective = "classification"
-    loss: str | Mapping[str, float] | None = None
+    loss: Loss | None = None
+    class_weight: Mapping[str | int, float] | None = None
     teacher: str = ""
     temperature: float = 2.0
     label_smoothing: float = 0.0
-    metrics: tuple[str, ...] | None = None
+    metrics: tuple[str | Callable, ...] | None = None
     dropout: float = 0.0
     learning_rate: float | None = None
     schedule: schedules.Schedule | str | None = None
@@ -94,6 +104,8 @@ class Task:
     worker_share: float = 1.0
 
     def __post_init__(self):
+        if not isinstance(self.data, str):
+            object.__setattr__(self, "data", python_data.as_source(self.data))
         if self.name is None:
             object.__setattr__(self, "name", name_of_data(self.data))
         checks.check_task_name(self.name)
@@ -106,9 +118,17 @@ class Task:
         if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
             raise errors.ConfigError(f"task '{self.name}': metrics={self.metrics!r}; expected names such as ('accuracy',)")
         object.__setattr__(self, "metrics", tuple(self.metrics))
+        for one in self.metrics:
+            if not isinstance(one, str) and not callable(one):
+                raise errors.ConfigError(
+                    f"task '{self.name}': metric {one!r}; expected a name, a function or a Keras metric"
+                )
         if not self.metrics:
             raise errors.ConfigError(f"task '{self.name}' has no metric; the first one selects the best checkpoint")
-        self._check(objective.measured, self.metrics)
+        self._check(self.measured)
+        self._check(augmentations.parse, self.augment)
+        for label, weight in (self.class_weight or {}).items():
+            checks.check_number(f"task '{self.name}': class_weight of {label!r}", weight, checks.AT_LEAST_ZERO)
         if self.steps is not None and self.epochs is not None:
             raise errors.ConfigError(f"task '{self.name}' has steps and epochs; give one of them")
         for field, allowed in _NUMBERS.items():
@@ -120,6 +140,37 @@ class Task:
         if self.schedule is not None:
             object.__setattr__(self, "schedule", self._check(schedules.find, self.schedule))
         self._check_distillation()
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the metrics; the first one selects."""
+        return tuple(one if isinstance(one, str) else python_objects.name_of(one) for one in self.metrics)
+
+    def measured(self) -> dict[str, Metric]:
+        """The metrics by name, those given as Python objects included."""
+        of_objective = objectives.find(self.objective).measured([one for one in self.metrics if isinstance(one, str)])
+        own = {python_objects.name_of(one): python_objects.metric(one) for one in self.metrics if not isinstance(one, str)}
+        found = {**of_objective, **own}
+        return {name: found[name] for name in self.metric_names}
+
+    def class_weights(self, labels: Sequence[str]) -> tuple[float, ...]:
+        """The weights of the classes in the order of `labels`; empty where none is given.
+
+        Raises:
+          ConfigError: a label that the data does not have.
+        """
+        if not self.class_weight:
+            return ()
+        numbers = {label: number for number, label in enumerate(labels)}
+        weights = [1.0] * len(labels)
+        for label, weight in self.class_weight.items():
+            number = numbers.get(label, label)
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(labels):
+                raise errors.ConfigError(
+                    f"task '{self.name}': {errors.unknown('label in class_weight', str(label), list(labels)[:20])}"
+                )
+            weights[number] = float(weight)
+        return tuple(weights)
 
     @functools.cached_property
     def terms(self) -> tuple[TermSpec, ...]:
@@ -154,17 +205,19 @@ class Task:
                 raise errors.ConfigError(f"task '{self.name}': {unknown}")
             checks.check_number(f"task '{self.name}': temperature", term.options["temperature"], checks.POSITIVE)
 
-    def step_target(self, run_steps: int | None, examples: int) -> int:
+    def step_target(self, run_steps: int | None, examples: int, run_epochs: float | None = None) -> int:
         """The number of steps that the task trains.
 
         Args:
           run_steps: of the run, for a task that names neither steps nor epochs.
           examples: of its training split.
+          run_epochs: of the run, in place of `run_steps`.
         """
         if self.steps is not None:
             return self.steps
-        if self.epochs is not None:
-            return max(1, round(self.epochs * examples / self.batch_size))
+        epochs = self.epochs if self.epochs is not None else run_epochs
+        if epochs is not None:
+            return max(1, round(epochs * examples / self.batch_size))
         if run_steps is None:
-            raise errors.ConfigError(f"task '{self.name}' has neither steps nor epochs, and the run has no steps")
+            raise errors.ConfigError(f"task '{self.name}' has neither steps nor epochs, and the run has none")
         return max(1, round(run_steps * self.turn_weight))
