@@ -1,9 +1,10 @@
 """The errors that k4p1 raises, each with the exit code of the command line."""
 
+import contextlib
 import difflib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class K4p1Error(Exception):
@@ -72,6 +73,35 @@ class Interrupted(K4p1Error, KeyboardInterrupt):
 
 class PatchWarning(UserWarning):
     """Something that works and is probably not what its user intended, such as a patch larger than what it adapts."""
+
+
+_on_command_line = False
+
+
+@contextlib.contextmanager
+def on_command_line() -> Iterator[None]:
+    """Within it, messages speak of flags, elsewhere of arguments."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def option(name: str) -> str:
+    """What a message calls an option: `--name` on the command line, `name` in Python."""
+    return f"--{name}" if _on_command_line else name
+
+
+def switched_off(name: str) -> str:
+    """The same of an option that should be off: `--noname`, `name=False`."""
+    return f"--no{name}" if _on_command_line else f"{name}=False"
+
+
+def imported() -> str:
+    """How a module with kinds or objectives of the user gets known."""
+    return "--import MODULE" if _on_command_line else "import its module first"
 
 
 def warn(text: str) -> None:

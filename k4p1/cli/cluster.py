@@ -10,6 +10,7 @@ from absl import flags
 from k4p1 import errors, log_lines, quiet_tensorflow
 from k4p1.cli import gin_files
 from k4p1.cli.command import IMPORTS, command, gin_flags, log_flag, model_dir_flag
+from k4p1.files.run_record import Configuration
 
 
 def _join_flags(f: flags.FlagValues) -> None:
@@ -31,9 +32,9 @@ def join(f: flags.FlagValues) -> None:
         raise errors.ConfigError("TF_CONFIG is not set: it must name the cluster and the role of this process")
     if role.job == COORDINATOR:
         raise errors.ConfigError(f"TF_CONFIG makes this process the {role.name}; start it with 'k4p1 train', or 'finetune'")
-    gin_hash = gin_files.digest(f.gin_file, f.gin_bindings) if f.gin_file else ""
+    given = gin_files.configuration(f.gin_file, f.gin_bindings) if f.gin_file else Configuration()
     with log_lines.logging(f.log_json, ("stdout", "stderr")):
-        server.serve_and_exit(role, pathlib.Path(f.model_dir), gin_hash)
+        server.serve_and_exit(role, pathlib.Path(f.model_dir), given)
 
 
 def _status_flags(f: flags.FlagValues) -> None:

@@ -12,7 +12,7 @@ from k4p1.cli.gin_names import RUN_FUNCTIONS
 from k4p1.runs.settings import RunSettings
 from k4p1.tasks import Task
 
-OF_THE_COMMAND_LINE = ("model_dir", "resume", "dry_run", "metrics_port", "gin_hash", "texts")
+OF_THE_COMMAND_LINE = ("model_dir", "resume", "dry_run", "metrics_port", "configuration", "texts")
 """Settings of a run that the command line gives."""
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields|Example|Examples):$")

@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     try:
-        return _dispatch(argv)
+        with errors.on_command_line():
+            return _dispatch(argv)
     except errors.K4p1Error as e:
         if debug:
             raise

@@ -96,13 +96,15 @@ def _run_somewhere(name: str, f: flags.FlagValues) -> int:
         model_dir = pathlib.Path(f.model_dir).expanduser()
         os.environ[_COMMAND_LINE] = _command_line()
         try:
-            return local.launch(name, arguments, model_dir, *where.launch, gin_files.digest(f.gin_file, f.gin_bindings))
+            return local.launch(
+                name, arguments, model_dir, *where.launch, gin_files.configuration(f.gin_file, f.gin_bindings)
+            )
         finally:
             del os.environ[_COMMAND_LINE]
     if flag.get("slurm") is not None and where.role is not None and where.role.job != COORDINATOR:
         from k4p1.cluster import server
 
-        server.serve_and_exit(where.role, pathlib.Path(f.model_dir), gin_files.digest(f.gin_file, f.gin_bindings))
+        server.serve_and_exit(where.role, pathlib.Path(f.model_dir), gin_files.configuration(f.gin_file, f.gin_bindings))
     return _run_here(name, f)
 
 
@@ -126,7 +128,7 @@ def _run_here(name: str, f: flags.FlagValues) -> int:
         line = os.environ.get(_COMMAND_LINE) or _command_line()
         return {"config.gin": text, "operative_config.gin": gin_config.operative(), "command.txt": line + "\n"}
 
-    gin_hash = gin_files.digest(f.gin_file, f.gin_bindings)
+    configuration = gin_files.configuration(f.gin_file, f.gin_bindings)
     function = gin_config.CONFIGURABLES[name]
     try:
         function(
@@ -134,7 +136,7 @@ def _run_here(name: str, f: flags.FlagValues) -> int:
             dry_run=f.dry_run,
             resume=f.resume,
             metrics_port=f.metrics_port,
-            gin_hash=gin_hash,
+            configuration=configuration,
             texts=texts,
         )
     except TypeError as e:

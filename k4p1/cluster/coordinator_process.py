@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from k4p1 import errors
 from k4p1.cluster.link import Link
+from k4p1.cluster.network_namespace import enter_if_told
 from k4p1.cluster.tensorflow_private import has_started
 
 _LOOK_SECONDS = 0.2
@@ -82,6 +83,7 @@ def _make_copies(orders: Pipe, coordinate: Callable[[Link], None], run: int) -> 
         signal.signal(number, signal.SIG_IGN)
     child = None
     try:
+        enter_if_told()
         while os.getppid() == run:
             if not orders.poll(_LOOK_SECONDS):
                 continue

@@ -1,5 +1,6 @@
 """A cluster of processes on this machine: started, watched, restarted when they die, and stopped."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -8,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from k4p1 import errors, log_lines
+from k4p1.cluster.network_namespace import Namespace
 from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
 from k4p1.files import run_lock, run_record
@@ -20,7 +22,10 @@ _STOP_SECONDS = 60.0
 _MOST_RESTARTS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSALS = (1, 2)
-_OPEN = "TensorFlow's servers listen on all interfaces, without authentication, while this local cluster runs"
+_OPEN = (
+    "TensorFlow's servers listen on all interfaces, without authentication, while this local cluster runs (no network of "
+    "its own: {})"
+)
 
 
 @dataclasses.dataclass
@@ -46,6 +51,7 @@ class LocalCluster:
       model_dir: the folder of the run; its `logs/` gets one file per role.
       flags: of the command line, which the processes compare with the run's: `--gin_file`, `--gin_bindings`.
       restarts: how many failed starts in a row are tolerated.
+      environment: further variables of servers and workers.
 
     Attributes:
       spec: the cluster, seen by its coordinator.
@@ -53,11 +59,21 @@ class LocalCluster:
       refusal: the exit code of a member that refused to run, if that is why.
     """
 
-    def __init__(self, servers: int, workers: int, model_dir: pathlib.Path, flags: Sequence[str] = (), *, restarts: int = 5):
+    def __init__(
+        self,
+        servers: int,
+        workers: int,
+        model_dir: pathlib.Path,
+        flags: Sequence[str] = (),
+        *,
+        restarts: int = 5,
+        environment: Mapping[str, str] | None = None,
+    ):
         self.spec = on_this_machine(servers, workers)
         self.failure: str | None = None
         self.refusal: int | None = None
         self._model_dir, self._flags, self._restarts = model_dir, list(flags), restarts
+        self._environment = dict(environment or {})
         self._members = [
             _Member(self.spec.of(job, index)) for job in (SERVER, WORKER) for index in range(len(self.spec.jobs[job]))
         ]
@@ -108,7 +124,7 @@ class LocalCluster:
     def _start(self, member: _Member) -> None:
         command = [sys.executable, "-m", "k4p1", "join", "--model_dir", str(self._model_dir), *self._flags]
         environment = {**_threads(member.spec), **os.environ, "TF_CONFIG": member.spec.as_tf_config(), **_gpu(member.spec)}
-        environment[PARENT] = str(os.getpid())
+        environment |= {PARENT: str(os.getpid()), **self._environment}
         with open(self.log(member.spec), "ab") as log:
             member.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -162,7 +178,12 @@ class LocalCluster:
 
 
 def launch(
-    command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int, gin_hash: str = ""
+    command: str,
+    flags: Sequence[str],
+    model_dir: pathlib.Path,
+    servers: int,
+    workers: int,
+    configuration: run_record.Configuration = run_record.UNKNOWN,
 ) -> int:
     """Runs a command as coordinator of a local cluster; returns its exit code when everything is stopped.
 
@@ -171,7 +192,7 @@ def launch(
       flags: of the coordinator that servers and workers share: `--gin_file`, `--gin_bindings`.
       model_dir: of the run.
       servers, workers: how many.
-      gin_hash: of the configuration; announced before anybody looks for it.
+      configuration: of its gin files; announced before anybody looks for it.
 
     Raises:
       ConfigError: the folder holds something else, or another coordinator is using it.
@@ -181,17 +202,22 @@ def launch(
     model_dir = model_dir.absolute()
     run_lock.check_usable(model_dir)
     with run_lock.run_lock(model_dir, run_lock.LAUNCHER):  # before anything is announced: servers of another run would leave
-        run_record.announce(model_dir, gin_hash)
+        run_record.announce(model_dir, configuration)
         return _launch(command, flags, model_dir, servers, workers)
 
 
 def _launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers: int, workers: int) -> int:
     shared = [flag for flag in flags if not flag.startswith(("--resume", "--noresume", "--metrics_port"))]
     caught: list[int] = []
-    print(_OPEN, file=sys.stderr, flush=True)
-    with LocalCluster(servers, workers, model_dir, shared) as cluster:
+    with contextlib.ExitStack() as held:
+        namespace = held.enter_context(Namespace())
+        if namespace.holder is None:
+            print(_OPEN.format(namespace.why_not), file=sys.stderr, flush=True)
+        inside = namespace.environment()
+        cluster = held.enter_context(LocalCluster(servers, workers, model_dir, shared, environment=inside))
         environment = {
             **os.environ,
+            **inside,
             "TF_CONFIG": cluster.spec.as_tf_config(),
             PARENT: str(os.getpid()),
             **_gpu(cluster.spec),

@@ -58,7 +58,7 @@ class RunCluster:
         policy: WorkerPolicy,
         known_steps: Mapping[str, int],
         model_dir: pathlib.Path | None,
-        gin_hash: str,
+        configuration: run_record.Configuration,
         training: Training,
         waits: Callable[[str], None] = lambda whom: None,
     ) -> "RunCluster":
@@ -70,7 +70,7 @@ class RunCluster:
           policy: how they are used.
           known_steps: see the class.
           model_dir: where the run is announced; None announces nothing.
-          gin_hash: of the configuration.
+          configuration: of its gin files.
           training: what the coordinating process does.
           waits: told for whom the coordinator waits.
 
@@ -80,7 +80,7 @@ class RunCluster:
         requests = {task: WorkerRequest(*request) for task, request in workers.items()}
         process = CoordinatorProcess(coordination(spec, requests, policy, training))
         if model_dir is not None:
-            run_record.announce(model_dir, gin_hash)
+            run_record.announce(model_dir, configuration)
         return cls(process, policy, known_steps, waits)
 
     def trainer(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from k4p1 import quiet_tensorflow
+from k4p1.cluster.network_namespace import enter_if_told
 from k4p1.cluster.parent import end_with_parent
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec
 from k4p1.files import run_record, status_file
@@ -18,7 +19,7 @@ _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 100.0
 
 
-def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
+def serve(spec: ClusterSpec, model_dir: pathlib.Path, configuration: run_record.Configuration) -> None:
     """Serves until the run is over (then it returns) or the process is stopped.
 
     TensorFlow's servers listen on all interfaces, without authentication: run them in a network that is closed to others.
@@ -26,21 +27,22 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
     Args:
       spec: of this process.
       model_dir: the folder of the coordinator, on a file system that both see.
-      gin_hash: of the configuration; see `run_record.compare`.
+      configuration: of its gin files; see `run_record.compare`.
 
     Raises:
       ConfigError: another version or configuration than the run's, or a port in use.
     """
+    enter_if_told()  # before the first thread
     end_with_parent(gently=False)
     if run_record.is_announced(model_dir):
-        run_record.compare(model_dir, gin_hash)
+        run_record.compare(model_dir, configuration)
     os.environ["GRPC_FAIL_FAST"] = "use_caller"
     quiet_tensorflow.import_quietly()
     import tensorflow as tf
 
     from k4p1.cluster.connection import check_port
 
-    wait_for_run(model_dir, gin_hash, spec.name, spec.jobs[COORDINATOR][0])
+    wait_for_run(model_dir, configuration, spec.name, spec.jobs[COORDINATOR][0])
     check_port(spec)
     before = status_file.read_if_whole(model_dir)
     workers = len(spec.jobs[WORKER])
@@ -68,19 +70,19 @@ def serve(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> None:
     print(f"{spec.name}: the run is over", flush=True)
 
 
-def wait_for_run(model_dir: pathlib.Path, gin_hash: str, who: str, coordinator: str) -> None:
+def wait_for_run(model_dir: pathlib.Path, configuration: run_record.Configuration, who: str, coordinator: str) -> None:
     """Waits until the coordinator has begun its run, then compares."""
     if not run_record.is_announced(model_dir):
         missing = "" if model_dir.is_dir() else ", which does not exist here yet (is the shared file system mounted?)"
         print(f"{who}: waiting for the coordinator ({coordinator}) to begin its run in {model_dir}{missing}", flush=True)
         while not run_record.is_announced(model_dir):
             time.sleep(_LOOK_SECONDS)
-    run_record.compare(model_dir, gin_hash)
+    run_record.compare(model_dir, configuration)
 
 
-def serve_and_exit(spec: ClusterSpec, model_dir: pathlib.Path, gin_hash: str) -> NoReturn:
+def serve_and_exit(spec: ClusterSpec, model_dir: pathlib.Path, configuration: run_record.Configuration) -> NoReturn:
     """Serves, then ends the process: TensorFlow's server threads never stop."""
-    serve(spec, model_dir.expanduser(), gin_hash)
+    serve(spec, model_dir.expanduser(), configuration)
     sys.stdout.flush()
     os._exit(0)
 

@@ -103,7 +103,9 @@ class Checkpoints:
         """
         tensors, metadata = tensor_file.read(path, FORMAT, VERSION)
         if metadata.get("run", "") != self._run:
-            raise errors.ConfigError(f"{path} belongs to a run with another configuration; give a new --model_dir")
+            raise errors.ConfigError(
+                f"{path} belongs to a run with another configuration; give a new {errors.option('model_dir')}"
+            )
         return Checkpoint(tensors, json.loads(metadata["progress"]))
 
     def _write(self, path: pathlib.Path, state: Mapping[str, np.ndarray], progress: Mapping) -> None:

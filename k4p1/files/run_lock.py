@@ -113,7 +113,8 @@ def run_lock(folder: pathlib.Path, name: str = NAME) -> Iterator[RunLock]:
             handle.seek(0)
             who = handle.read().partition("\n")[0].strip() or "another process"
             raise errors.ConfigError(
-                f"{folder} is in use by a coordinator ({who}); wait for it, stop it, or give another --model_dir"
+                f"{folder} is in use by a coordinator ({who}); wait for it, stop it, or give another "
+                f"{errors.option('model_dir')}"
             ) from e
         lock = _held[path.resolve()] = RunLock(handle)
         try:
@@ -133,7 +134,9 @@ def check_usable(folder: pathlib.Path) -> None:
         return
     ours = {RUN_FILE, NAME, LAUNCHER, status_file.NAME, "logs", "gin"}
     if not (folder / RUN_FILE).is_file() and any(path.name not in ours for path in folder.iterdir()):
-        raise errors.ConfigError(f"{folder} is not empty and holds no run of k4p1; give a new or empty --model_dir")
+        raise errors.ConfigError(
+            f"{folder} is not empty and holds no run of k4p1; give a new or empty {errors.option('model_dir')}"
+        )
     if (folder / NAME).is_file():
         with run_lock(folder):
             pass

@@ -130,7 +130,7 @@ def _stored_spec(text: str, options: Mapping[str, Mapping[str, Any]], what: str)
         return PatchSpec(tuple(_with_stored(kind, named[kind.name], options.get(kind.name, {})) for kind in spec.kinds))
     except errors.PatchError as e:
         raise errors.ArtifactError(
-            f"{what} has a spec {text[:60]!r} that cannot be used: {e} (kinds of your own: --import MODULE)"
+            f"{what} has a spec {text[:60]!r} that cannot be used: {e} (kinds of your own: {errors.imported()})"
         ) from e
 
 

@@ -57,8 +57,5 @@ def of_objective(objective: str, labels: Sequence[str]) -> TaskHead:
       ConfigError: unknown objective; the nearest name is shown.
     """
     if objective not in _HEADS:
-        raise errors.ConfigError(
-            f"{errors.unknown('objective', objective, _HEADS)} (import the module that registers it; on the command line: "
-            "--import MODULE)"
-        )
+        raise errors.ConfigError(f"{errors.unknown('objective', objective, _HEADS)} (one of your own: {errors.imported()})")
     return _HEADS[objective](labels)

@@ -92,7 +92,9 @@ def metrics_server(status: StatusFile, port: int | None) -> Iterator[None]:
     try:
         server = http.server.ThreadingHTTPServer(("", port), Handler)
     except OSError as e:
-        raise errors.ConfigError(f"--metrics_port={port} cannot be used ({e.strerror}); give another port") from e
+        raise errors.ConfigError(
+            f"{errors.option('metrics_port')}={port} cannot be used ({e.strerror}); give another port"
+        ) from e
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics server", daemon=True).start()
     try:

@@ -89,7 +89,7 @@ class ModelDir:
         elif before.get("config") is not None and before.get("config_hash") != run and resume:
             raise errors.ConfigError(
                 f"{self.root} holds a run with another configuration ({_difference(before['config'], description)}); "
-                "give another --model_dir, or --noresume to start over here"
+                f"give another {errors.option('model_dir')}, or {errors.switched_off('resume')} to start over here"
             )
         if not resume and self.checkpoints.is_dir():
             aside = self.root / f"checkpoints.{int(time.time())}"
@@ -139,7 +139,9 @@ class ModelDir:
         """
         names = self.chosen_tasks(task)
         if len(names) > 1:
-            raise errors.ConfigError(f"{self.root} has several tasks; say which with --task: {', '.join(names)}")
+            raise errors.ConfigError(
+                f"{self.root} has several tasks; say which with {errors.option('task')}: {', '.join(names)}"
+            )
         return names[0]
 
     def read_task(self, name: str) -> tuple[Task, int]:

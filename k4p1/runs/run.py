@@ -261,7 +261,7 @@ def _connect(
     known_steps = {task: values.get("done", 0) for task, values in before.items()}
     hold()
     root = None if folder is None else folder.root
-    return RunCluster.begin(role, workers, settings, known_steps, root, settings.gin_hash, training, hold.waits_for)
+    return RunCluster.begin(role, workers, settings, known_steps, root, settings.configuration, training, hold.waits_for)
 
 
 def _in_coordinator(

@@ -12,6 +12,7 @@ from k4p1.cluster.policy import WorkerPolicy
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.optimizers import Optimizer
 from k4p1.engine.population import OF_SHARED
+from k4p1.files.run_record import UNKNOWN, Configuration
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -50,7 +51,7 @@ class RunSettings(WorkerPolicy):
       dry_run: build everything, print the parameter table, take one step per task, write nothing.
       quiet: show no progress.
       metrics_port: serve metrics for Prometheus there; None: nowhere.
-      gin_hash: of the configuration files, which servers and workers compare with theirs.
+      configuration: what the gin files say, which servers and workers compare with theirs.
       texts: further files for model_dir, by name; called once everything is built.
     """
 
@@ -78,7 +79,7 @@ class RunSettings(WorkerPolicy):
     dry_run: bool = False
     quiet: bool = False
     metrics_port: int | None = None
-    gin_hash: str = ""
+    configuration: Configuration = UNKNOWN
     texts: Callable[[], Mapping[str, str]] = dict
 
     @classmethod

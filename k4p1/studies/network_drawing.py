@@ -55,7 +55,7 @@ def draw(model_dirs: Sequence[str | pathlib.Path], output: str | pathlib.Path, t
     output = pathlib.Path(output).expanduser()
     if output.suffix.lower() not in (*PICTURES, *ANIMATIONS):
         allowed = ", ".join((*PICTURES, *ANIMATIONS))
-        raise errors.ConfigError(f"--output {output}: expected a file name that ends in {allowed}")
+        raise errors.ConfigError(f"{errors.option('output')} {output}: expected a file name that ends in {allowed}")
     found = [drawn for folder in model_dirs for drawn in _tasks(ModelDir(folder), task)]
     if not found:
         raise errors.ArtifactError(f"no task of {', '.join(map(str, model_dirs))} has a tailored network")
@@ -68,7 +68,9 @@ def draw(model_dirs: Sequence[str | pathlib.Path], output: str | pathlib.Path, t
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix.lower() in ANIMATIONS:
         if len(found) > 1:
-            raise errors.ConfigError(f"an animation shows one task; give --task, one of {', '.join(d.task for d in found)}")
+            raise errors.ConfigError(
+                f"an animation shows one task; give {errors.option('task')}, one of {', '.join(d.task for d in found)}"
+            )
         _animate(found[0], _course(ModelDir(model_dirs[0]), found[0]), output)
         return output
     figure = _figure(found)

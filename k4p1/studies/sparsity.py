@@ -44,7 +44,7 @@ def plot(found: Mapping[str, Sequence[LayerSparsity]], path: str | pathlib.Path)
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix.lower() not in _FORMATS:
-        raise errors.ConfigError(f"--plot {path}: expected a file name that ends in {', '.join(_FORMATS)}")
+        raise errors.ConfigError(f"{errors.option('plot')} {path}: expected a file name that ends in {', '.join(_FORMATS)}")
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(layer.layer for layers in found.values() for layer in layers))

@@ -67,13 +67,13 @@ def test_usage(arguments, tf_config, message, monkeypatch, tmp_path, capsys):
 
 
 def test_a_worker_of_another_run(tmp_path):
-    run_record.announce(tmp_path, "0" * 64)
+    run_record.announce(tmp_path, run_record.Configuration("0" * 64))
     code, said = run("join", "--model_dir", tmp_path, "--gin_file", "quickstart", tf_config=role("worker"))
-    assert code == 1 and len(said) == 1 and "another configuration (hash 000000000000, here " in said[0]
+    assert code == 1 and len(said) == 1 and "another configuration (its files say something else)" in said[0]
 
 
 def test_a_worker_whose_port_is_in_use(tmp_path):
-    run_record.announce(tmp_path, "")
+    run_record.announce(tmp_path, run_record.Configuration(""))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -188,7 +188,7 @@ def test_fewer_workers_than_tasks(cluster_run):
 
 def test_a_second_launcher_refuses_before_it_announces_anything(tmp_path, capsys):
     """Servers and workers of the run that is there would leave if they met another configuration."""
-    run_record.announce(tmp_path, "0" * 64)
+    run_record.announce(tmp_path, run_record.Configuration("0" * 64))
     before = (tmp_path / "run.json").read_bytes()
     program = f"""
 import pathlib, sys

@@ -212,7 +212,7 @@ def test_an_altered_record_of_a_run(name, tmp_path, capsys):
     (tmp_path / "tasks" / "t").mkdir(parents=True)
     path = tmp_path / ("tasks/t/task.json" if name == "task.json" else name)
     whole, reading = {
-        "run.json": (RUN, lambda: run_record.compare(tmp_path, "a")),
+        "run.json": (RUN, lambda: run_record.compare(tmp_path, run_record.Configuration("a"))),
         "result.json": (RESULT, lambda: result_file.read(tmp_path)),
         "task.json": (TASK, lambda: ModelDir(tmp_path).read_task("t")),
         "status.json": (STATUS, lambda: status.report([tmp_path])),

@@ -9,50 +9,68 @@ import pytest
 
 import k4p1
 from k4p1 import errors
+from k4p1.cli import gin_files
 from k4p1.cluster import local, server
 from k4p1.files import run_record
 from k4p1.files.run_lock import run_lock
 
 
 def test_workers_of_the_run_may_work(tmp_path, capsys):
-    run_record.announce(tmp_path, "abc")
-    server.wait_for_run(tmp_path, "abc", "worker 0", "host:1")
-    server.wait_for_run(tmp_path, "", "worker 0", "host:1")  # started without a gin file: the version is compared
+    run_record.announce(tmp_path, run_record.Configuration("abc"))
+    server.wait_for_run(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1")
+    server.wait_for_run(tmp_path, run_record.UNKNOWN, "worker 0", "host:1")  # started without a gin file: the version is compared
     assert capsys.readouterr().out == ""
 
 
 def test_another_configuration_is_refused(tmp_path):
-    run_record.announce(tmp_path, "abc")
-    with pytest.raises(errors.ConfigError, match=r"another configuration \(hash abc, here abd\)"):
-        run_record.compare(tmp_path, "abd")
+    run_record.announce(tmp_path, run_record.Configuration("abc"))
+    with pytest.raises(errors.ConfigError, match=r"another configuration \(its files say something else\)"):
+        run_record.compare(tmp_path, run_record.Configuration("abd"))
+
+
+def test_the_settings_that_differ_are_named(tmp_path):
+    theirs = gin_files.configuration(["quickstart"], ["steps = 100", "batch_size = 8"])
+    ours = gin_files.configuration(["quickstart"], ["steps = 200", "batch_size=8", "seed = 1"])
+    run_record.announce(tmp_path, theirs)
+    with pytest.raises(errors.ConfigError) as caught:
+        run_record.compare(tmp_path, ours)
+    assert "another configuration (seed is 0, here 1; steps is 100, here 200); give this process" in str(caught.value)
+    run_record.compare(tmp_path, theirs)
+
+
+def test_settings_over_several_lines_and_comments_are_read(tmp_path):
+    path = tmp_path / "mine.gin"
+    path.write_text("# first\na/Task.patch = 'head'  # why\ntrain.tasks = [\n  @a/Task(),\n  @b/Task(),\n]\nsteps = 3\n")
+    found = gin_files.configuration([str(path)], ["steps = 4"])
+    assert found.settings == {"a/Task.patch": "'head'", "train.tasks": "[ @a/Task(), @b/Task(), ]", "steps": "4"}
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    run_record.announce(tmp_path, "abc")
+    run_record.announce(tmp_path, run_record.Configuration("abc"))
     monkeypatch.setattr(k4p1, "__version__", "99.0")
     with pytest.raises(errors.ConfigError, match=r"is of k4p1 .*, this process of k4p1 99.0"):
-        run_record.compare(tmp_path, "abc")
+        run_record.compare(tmp_path, run_record.Configuration("abc"))
 
 
 def test_a_worker_may_come_before_the_folder(tmp_path, capsys):
     folder = tmp_path / "later"
-    waiting = threading.Thread(target=server.wait_for_run, args=(folder, "abc", "worker 0", "host:1"), daemon=True)
+    waiting = threading.Thread(target=server.wait_for_run, args=(folder, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True)
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive() and not folder.exists()
     folder.mkdir()
-    run_record.announce(folder, "abc")
+    run_record.announce(folder, run_record.Configuration("abc"))
     waiting.join(10)
     assert not waiting.is_alive()
     assert "to begin its run in" in (said := capsys.readouterr().out) and "which does not exist here yet" in said
 
 
 def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):
-    waiting = threading.Thread(target=server.wait_for_run, args=(tmp_path, "abc", "worker 0", "host:1"), daemon=True)
+    waiting = threading.Thread(target=server.wait_for_run, args=(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True)
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive()
-    run_record.announce(tmp_path, "abc")
+    run_record.announce(tmp_path, run_record.Configuration("abc"))
     waiting.join(10)
     assert not waiting.is_alive()
     assert capsys.readouterr().out == f"worker 0: waiting for the coordinator (host:1) to begin its run in {tmp_path}\n"
@@ -60,7 +78,7 @@ def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):
 
 def test_announcing_keeps_what_the_run_wrote(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"config_hash": "x", "config": {"a": 1}, "versions": {"keras": "3"}}))
-    run_record.announce(tmp_path, "abc")
+    run_record.announce(tmp_path, run_record.Configuration("abc"))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["config"] == {"a": 1} and record["versions"] == {"keras": "3", "k4p1": k4p1.__version__}
 

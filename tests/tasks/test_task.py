@@ -74,7 +74,7 @@ def test_step_target(fields, run_steps, target):
 
 
 def test_no_step_target():
-    with pytest.raises(errors.ConfigError, match="task 't' has neither steps nor epochs, and the run has no steps"):
+    with pytest.raises(errors.ConfigError, match="task 't' has neither steps nor epochs, and the run has none"):
         Task(name="t", data="embedded/digits").step_target(None, 80)
 
 

@@ -104,8 +104,7 @@ def find(objective: str | Objective) -> Objective:
         raise errors.ConfigError(f"objective is {objective!r}; expected a name or a registered Objective")
     if objective not in _OBJECTIVES:
         raise errors.ConfigError(
-            f"{errors.unknown('objective', objective, _OBJECTIVES)} (import the module that registers it; on the command "
-            "line: --import MODULE)"
+            f"{errors.unknown('objective', objective, _OBJECTIVES)} (one of your own: {errors.imported()})"
         )
     return _OBJECTIVES[objective]
 

@@ -142,7 +142,7 @@ class TestTaskLoss:
             ("-1*softmax_cross_entropy", "cannot read '-1"),
             ({}, "no term is given"),
             ({"softmax_cross_entropy+sigmoid_cross_entropy": 1.0}, "holds 2 terms; give each its own weight"),
-            (("softmax_cross_entropy",), "is neither text nor a mapping"),
+            (("softmax_cross_entropy",), "is neither text, a mapping"),
             ({"softmax_cross_entropy": float("inf")}, "weight of 'softmax_cross_entropy'=inf"),
             ("softmax_cross_entropy(label_smoothing=1.5)", "label_smoothing=1.5; expected a number in [0, 1)"),
             ("softmax_cross_entropy(label_smoothing=nan)", "expected a number"),

@@ -129,7 +129,7 @@ def test_an_objective_that_is_not_registered_is_named(monkeypatch):
     from k4p1.patches import task_head
 
     monkeypatch.delitem(task_head._HEADS, "foreground")
-    with pytest.raises(errors.ConfigError, match=r"unknown objective 'foreground'.*--import MODULE"):
+    with pytest.raises(errors.ConfigError, match=r"unknown objective 'foreground'.*import its module first"):
         task_head.of_objective("foreground", ("a",))
 
 
