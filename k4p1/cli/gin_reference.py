@@ -60,6 +60,8 @@ def _table(configurable: Callable) -> list[str]:
             continue
         if configurable is RunSettings and parameter.name in OF_THE_COMMAND_LINE:
             continue
+        if meanings.get(parameter.name, "").startswith("see `k4p1.runs.settings.RunSettings`"):
+            continue  # they have a table of their own
         name = ("**" if parameter.kind is parameter.VAR_KEYWORD else "") + parameter.name
         default = "" if parameter.default is parameter.empty else f"`{_default(configurable, parameter)}`"
         meaning = meanings.get(name, "")

@@ -78,7 +78,7 @@ class Task:
     """
 
     name: str | None = None
-    data: str | Source | Any
+    data: str | Source | object
     data_dir: str | None = None
     patch: str | PatchSpec = "scale_bias+head"
     image_size: int = 96

@@ -152,9 +152,15 @@ class TestTypes:
             ("digits/Task.data = 3", "digits/Task.data = 3; expected text in quotes or a reference such as @name"),
             ("learning_rate = 'fast'", "learning_rate = 'fast'; expected a number for OptimizerConfig.learning_rate"),
             ("train.refit = 'no'", "train.refit = 'no'; expected True or False"),
-            ("train.backbone = 'mobilenet_v2'", "train.backbone = 'mobilenet_v2'; expected a reference such as @name"),
-            ("Task.metrics = 'accuracy'", "Task.metrics = 'accuracy'; expected a list, each text in quotes or None"),
-            ("Task.metrics = [1]", "Task.metrics = [1]; expected a list, each text in quotes or None"),
+            ("train.backbone = 3", "train.backbone = 3; expected a reference such as @name or text in quotes"),
+            (
+                "Task.metrics = 'accuracy'",
+                "Task.metrics = 'accuracy'; expected a list, each text in quotes or a reference such as @name or None",
+            ),
+            (
+                "Task.metrics = [1]",
+                "Task.metrics = [1]; expected a list, each text in quotes or a reference such as @name or None",
+            ),
             ("k4p1.train.steps = True", "train.steps = True; expected a whole number or None"),
             ("Cosine.warmup = None", "Cosine.warmup = None; expected a number"),
         ],

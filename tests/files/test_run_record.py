@@ -18,7 +18,9 @@ from k4p1.files.run_lock import run_lock
 def test_workers_of_the_run_may_work(tmp_path, capsys):
     run_record.announce(tmp_path, run_record.Configuration("abc"))
     server.wait_for_run(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1")
-    server.wait_for_run(tmp_path, run_record.UNKNOWN, "worker 0", "host:1")  # started without a gin file: the version is compared
+    server.wait_for_run(
+        tmp_path, run_record.UNKNOWN, "worker 0", "host:1"
+    )  # started without a gin file: the version is compared
     assert capsys.readouterr().out == ""
 
 
@@ -54,7 +56,9 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
 
 def test_a_worker_may_come_before_the_folder(tmp_path, capsys):
     folder = tmp_path / "later"
-    waiting = threading.Thread(target=server.wait_for_run, args=(folder, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True)
+    waiting = threading.Thread(
+        target=server.wait_for_run, args=(folder, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True
+    )
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive() and not folder.exists()
@@ -66,7 +70,9 @@ def test_a_worker_may_come_before_the_folder(tmp_path, capsys):
 
 
 def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):
-    waiting = threading.Thread(target=server.wait_for_run, args=(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True)
+    waiting = threading.Thread(
+        target=server.wait_for_run, args=(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True
+    )
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive()

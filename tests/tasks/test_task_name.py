@@ -43,7 +43,7 @@ def test_arrays_have_a_name_too():
 
 @pytest.mark.parametrize("data", ["", None, 3])
 def test_without_data_there_is_no_name(data):
-    with pytest.raises(errors.DataError, match="expected a name, a folder, a Source"):
+    with pytest.raises(errors.DataError, match="a name, a folder"):
         Task(data=data)
 
 
