@@ -14,18 +14,18 @@ from k4p1.cluster import local, server
 from k4p1.files import run_record
 from k4p1.files.run_lock import run_lock
 
+ABC = run_record.Configuration("abc")
+
 
 def test_workers_of_the_run_may_work(tmp_path, capsys):
-    run_record.announce(tmp_path, run_record.Configuration("abc"))
-    server.wait_for_run(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1")
-    server.wait_for_run(
-        tmp_path, run_record.UNKNOWN, "worker 0", "host:1"
-    )  # started without a gin file: the version is compared
+    run_record.announce(tmp_path, ABC)
+    server.wait_for_run(tmp_path, ABC, "worker 0", "host:1")
+    server.wait_for_run(tmp_path, run_record.UNKNOWN, "worker 0", "host:1")  # without a gin file: the version is compared
     assert capsys.readouterr().out == ""
 
 
 def test_another_configuration_is_refused(tmp_path):
-    run_record.announce(tmp_path, run_record.Configuration("abc"))
+    run_record.announce(tmp_path, ABC)
     with pytest.raises(errors.ConfigError, match=r"another configuration \(its files say something else\)"):
         run_record.compare(tmp_path, run_record.Configuration("abd"))
 
@@ -48,35 +48,31 @@ def test_settings_over_several_lines_and_comments_are_read(tmp_path):
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    run_record.announce(tmp_path, run_record.Configuration("abc"))
+    run_record.announce(tmp_path, ABC)
     monkeypatch.setattr(k4p1, "__version__", "99.0")
     with pytest.raises(errors.ConfigError, match=r"is of k4p1 .*, this process of k4p1 99.0"):
-        run_record.compare(tmp_path, run_record.Configuration("abc"))
+        run_record.compare(tmp_path, ABC)
 
 
 def test_a_worker_may_come_before_the_folder(tmp_path, capsys):
     folder = tmp_path / "later"
-    waiting = threading.Thread(
-        target=server.wait_for_run, args=(folder, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True
-    )
+    waiting = threading.Thread(target=server.wait_for_run, args=(folder, ABC, "worker 0", "host:1"), daemon=True)
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive() and not folder.exists()
     folder.mkdir()
-    run_record.announce(folder, run_record.Configuration("abc"))
+    run_record.announce(folder, ABC)
     waiting.join(10)
     assert not waiting.is_alive()
     assert "to begin its run in" in (said := capsys.readouterr().out) and "which does not exist here yet" in said
 
 
 def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):
-    waiting = threading.Thread(
-        target=server.wait_for_run, args=(tmp_path, run_record.Configuration("abc"), "worker 0", "host:1"), daemon=True
-    )
+    waiting = threading.Thread(target=server.wait_for_run, args=(tmp_path, ABC, "worker 0", "host:1"), daemon=True)
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive()
-    run_record.announce(tmp_path, run_record.Configuration("abc"))
+    run_record.announce(tmp_path, ABC)
     waiting.join(10)
     assert not waiting.is_alive()
     assert capsys.readouterr().out == f"worker 0: waiting for the coordinator (host:1) to begin its run in {tmp_path}\n"
@@ -84,7 +80,7 @@ def test_a_worker_that_comes_first_waits_and_says_for_whom(tmp_path, capsys):
 
 def test_announcing_keeps_what_the_run_wrote(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"config_hash": "x", "config": {"a": 1}, "versions": {"keras": "3"}}))
-    run_record.announce(tmp_path, run_record.Configuration("abc"))
+    run_record.announce(tmp_path, ABC)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["config"] == {"a": 1} and record["versions"] == {"keras": "3", "k4p1": k4p1.__version__}
 
