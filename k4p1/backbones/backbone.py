@@ -103,10 +103,13 @@ class Backbone:
         """Writes values by canonical key.
 
         Raises:
-          ArtifactError: a name or shape that does not fit; nothing is written then.
+          ArtifactError: a name, shape or type that does not fit; nothing is written then, and nothing is cast silently.
         """
-        tensor_file.check_fit(f"backbone '{self.name}'", {key: v.shape for key, v in self.variables().items()}, tensors)
-        for key, variable in self.variables().items():
+        variables = self.variables()
+        shapes = {key: v.shape for key, v in variables.items()}
+        dtypes = {key: keras.backend.standardize_dtype(v.dtype) for key, v in variables.items()}
+        tensor_file.check_fit(f"backbone '{self.name}'", shapes, tensors, dtypes)
+        for key, variable in variables.items():
             variable.assign(tensors[key])
         for site in self.sites:
             if isinstance(site.layer, keras.layers.Normalization):

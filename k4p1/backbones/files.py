@@ -77,13 +77,6 @@ def load(path: str | pathlib.Path) -> Backbone:
     except Exception as e:  # Keras raises many kinds on a description that was altered
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise errors.ArtifactError(f"{path}: cannot rebuild backbone '{fields['name']}': {reason}") from e
-    variables = backbone.variables()
-    tensor_file.check_fit(
-        f"backbone '{backbone.name}'",
-        {key: variable.shape for key, variable in variables.items()},
-        tensors,
-        {key: keras.backend.standardize_dtype(variable.dtype) for key, variable in variables.items()},
-    )
     backbone.assign(tensors)
     version = int(fields["structure_version"])
     if version != 1 and backbone.fingerprint(version) != fields["fingerprint"]:

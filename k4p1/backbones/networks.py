@@ -161,5 +161,5 @@ def _from_pytorch_names(path: pathlib.Path) -> dict[str, np.ndarray]:
                 key = f"{place}{number}_bn/{_CIFAR_VARIABLES[variable]}"
             else:
                 raise errors.ArtifactError(f"{path}: array '{name}' is none of a CIFAR residual net")
-            tensors[key] = arrays[name]
+            tensors[key] = arrays[name].astype(np.float32)
     return tensors

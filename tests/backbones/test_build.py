@@ -340,3 +340,12 @@ def test_keys_of_unnamed_variables_do_not_depend_on_what_was_built_before():
         backbone = backbones.from_model(keras.Model(image, Unnamed(name="unnamed")(image)))
         found.append(sorted(backbone.variables()))
     assert found[0] == found[1] == ["unnamed_0/0/variable", "unnamed_0/1/variable", "unnamed_0/scale"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
+def test_values_of_another_type_are_not_cast_silently(dtype, small_backbone):
+    before = small_backbone.fingerprint()
+    tensors = {key: value.astype(dtype) for key, value in small_backbone.tensors().items()}
+    with pytest.raises(errors.ArtifactError, match=dtype):
+        small_backbone.assign(tensors)
+    assert small_backbone.fingerprint() == before
