@@ -12,7 +12,7 @@ from k4p1.cluster.coordinator_process import CoordinatorProcess
 from k4p1.cluster.link import Link
 from k4p1.cluster.policy import WorkerPolicy
 from k4p1.cluster.step_counts import StepCounts
-from k4p1.engine.bookkeeping import Bookkeeping, Progress, TrainingTask
+from k4p1.engine.bookkeeping import Bookkeeping, Evaluation, Progress, TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.groups import FIXED, ParameterGroup
 from k4p1.engine.reporting import Reporter
@@ -65,6 +65,11 @@ class Supervisor:
     def progress(self) -> Progress:
         """Best metric and skipped images so far."""
         return self._books.progress
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What evaluates the tasks."""
+        return self._books.evaluation
 
     def run(self) -> dict[str, np.ndarray]:
         """Trains to the step targets and returns the vectors of the joint best state, by group name.

@@ -11,6 +11,7 @@ import tensorflow as tf
 from k4p1 import errors
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.evaluation import Evaluator
+from k4p1.engine.groups import ParameterGroup
 from k4p1.engine.metrics import Metric
 from k4p1.engine.population import PopulationStatistics
 from k4p1.engine.pure import PureTask
@@ -56,6 +57,20 @@ class TrainingTask:
     def name(self) -> str:
         """The task's name."""
         return self.pure.name
+
+
+class Evaluation(NamedTuple):
+    """What evaluates the tasks of a run on vectors, traced once.
+
+    Attributes:
+      groups: of parameters, which name the vectors.
+      evaluators: by task.
+      population: measures population statistics of all tasks.
+    """
+
+    groups: Sequence[ParameterGroup]
+    evaluators: Mapping[str, Evaluator]
+    population: PopulationStatistics
 
 
 class StepReport(NamedTuple):
@@ -137,6 +152,12 @@ class Bookkeeping:
         self._validated = any(task.validation is not None for task in tasks)
         self._best: dict[str, np.ndarray] | None = None
         self._saved_at = dict.fromkeys(self._tasks, 0)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What evaluates the tasks."""
+        groups = {group.name: group for task in self._tasks.values() for group in task.pure.groups}
+        return Evaluation(list(groups.values()), self._evaluators, self._population)
 
     @property
     def saved(self) -> str | None:

@@ -29,18 +29,22 @@ class PopulationStatistics:
     Args:
       tasks: of the run; `PureTask.recalibrated` says which statistics are replaced, others keep their values.
       batches: by task: training batches that are not augmented.
-      of_shared: what becomes of statistics that several tasks share: `pooled`; `mean`, `E_t[v_t]` without the variance
-        between tasks; `moving`, the moving averages as training left them.
     """
 
-    def __init__(self, tasks: Sequence[PureTask], batches: Mapping[str, Callable[[], Iterable]], of_shared: str = "pooled"):
-        self._of_shared = of_shared
+    def __init__(self, tasks: Sequence[PureTask], batches: Mapping[str, Callable[[], Iterable]]):
         self._tasks = [task for task in tasks if _moving(task)]
         self._batches = batches
         self._passes = {task.name: tf.function(_pass_of(task), reduce_retracing=True) for task in self._tasks}
 
-    def __call__(self, vectors: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-        """`vectors` with population statistics over `count` batches per task."""
+    def __call__(self, vectors: Mapping[str, np.ndarray], count: int, of_shared: str = "pooled") -> dict[str, np.ndarray]:
+        """`vectors` with population statistics.
+
+        Args:
+          vectors: by group.
+          count: batches per task.
+          of_shared: what becomes of statistics that several tasks share: `pooled`; `mean`, `E_t[v_t]` without the variance
+            between tasks; `moving`, the moving averages as training left them.
+        """
         measured: dict[str, list[np.ndarray]] = {}
         for task in self._tasks:
             for name, vector in self._measure(task, vectors, count).items():
@@ -48,9 +52,9 @@ class PopulationStatistics:
         packings = {group.name: group.packing for task in self._tasks for group in _moving(task)}
         replaced = {}
         for name, found in measured.items():
-            if len(found) == 1 or self._of_shared == "pooled":
+            if len(found) == 1 or of_shared == "pooled":
                 replaced[name] = pool(packings[name], found)
-            elif self._of_shared == "mean":
+            elif of_shared == "mean":
                 replaced[name] = np.mean(found, axis=0, dtype=np.float64).astype(np.float32)
         return {**vectors, **replaced}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from k4p1.engine.bookkeeping import Bookkeeping, Progress, StepReport, TrainingTask
+from k4p1.engine.bookkeeping import Bookkeeping, Evaluation, Progress, StepReport, TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.data_errors import data_errors
 from k4p1.engine.reporting import Reporter, Watcher
@@ -77,6 +77,11 @@ class Trainer:
     def progress(self) -> Progress:
         """Best metric and skipped images so far."""
         return self._books.progress
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What evaluates the tasks."""
+        return self._books.evaluation
 
     def run(self, stop_after: int | None = None) -> dict[str, np.ndarray]:
         """Trains to the step targets, or until it is stopped, and returns the vectors of the joint best state by group name.

@@ -9,6 +9,7 @@ from typing import Any
 from k4p1 import errors
 from k4p1.backbones import files as backbone_files
 from k4p1.backbones.backbone import Backbone
+from k4p1.engine.bookkeeping import Evaluation
 from k4p1.engine.data_errors import data_errors
 from k4p1.engine.evaluation import Evaluator
 from k4p1.engine.groups import STATISTICS, plan_groups, write_back
@@ -30,18 +31,28 @@ from k4p1.tasks.prepare import PreparedTask
 from k4p1.tasks.tailoring import ATTENTION
 
 
-def recalibrate(prepared: Sequence[PreparedTask], batches: int, of_shared: str = "pooled") -> None:
+def recalibrate(
+    prepared: Sequence[PreparedTask], batches: int, of_shared: str = "pooled", evaluation: Evaluation | None = None
+) -> None:
     """Replaces the moving statistics of the Keras variables by population statistics, private and shared ones.
 
     Args:
       prepared: the tasks.
       batches: per task.
       of_shared: see `PopulationStatistics`.
+      evaluation: of the same models, where training has left one.
     """
+    groups, _, population = evaluation or evaluation_of(prepared)
+    write_back(groups, population({group.name: group.initial() for group in groups}, batches, of_shared))
+
+
+def evaluation_of(prepared: Sequence[PreparedTask]) -> Evaluation:
+    """What evaluates tasks that were not trained here."""
     groups = plan_groups({task.name: task.patched for task in prepared})
-    tasks = [PureTask(task.name, task.patched, groups) for task in prepared]
-    population = PopulationStatistics(tasks, {task.name: task.pipeline.calibration for task in prepared}, of_shared)
-    write_back(groups, population({group.name: group.initial() for group in groups}, batches))
+    tasks = {task.name: PureTask(task.name, task.patched, groups) for task in prepared}
+    evaluators = {task.name: Evaluator(tasks[task.name], task.metrics) for task in prepared}
+    calibration = {task.name: task.pipeline.calibration for task in prepared}
+    return Evaluation(groups, evaluators, PopulationStatistics(list(tasks.values()), calibration))
 
 
 def finalize(
@@ -53,6 +64,7 @@ def finalize(
     evaluated: Sequence[str],
     seed: int,
     counts: Mapping[str, TaskCosts],
+    evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:
     """Evaluates every task, writes backbone, heads, factors and patches, and returns what `result.json` holds.
 
@@ -65,10 +77,11 @@ def finalize(
       evaluated: splits.
       seed: of the run.
       counts: costs of the tasks by name.
+      evaluation: of the same models, where training has left one.
     """
     if folder is not None:
         backbone_files.save(backbone, folder.backbone)
-    groups = plan_groups({task.name: task.patched for task in prepared})
+    groups, evaluators, _ = evaluation or evaluation_of(prepared)
     vectors = {group.name: group.initial() for group in groups}
     shared = {
         p.key: p.size for t in prepared for p in t.patched.parameters if p.owner == SHARED and p.role in (TRAINED, FIXED)
@@ -81,7 +94,6 @@ def finalize(
     }
     for task in prepared:
         warn_of_kinds(task.patched)
-        evaluator = Evaluator(PureTask(task.name, task.patched, groups), task.metrics)
         metric = task.task.metric_names[0]
         entry = {
             "steps": task.steps,
@@ -93,7 +105,7 @@ def finalize(
         entry["skipped_images"] = _skipped(task) if skipped.get(task.name) else 0
         for split in evaluated:
             if task.splits.has(split):
-                metrics = evaluator(vectors, task.pipeline.sequential(split))
+                metrics = evaluators[task.name](vectors, task.pipeline.sequential(split))
                 entry |= {f"{split}_{name}": value for name, value in metrics.items() if _is_result(name)}
         if folder is not None:
             objective = objectives.find(task.task.objective).name

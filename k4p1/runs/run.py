@@ -127,14 +127,15 @@ def _run(
             prepared = [dataclasses.replace(task, steps=trained.stopped[task.name]) for task in prepared]
         # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
         write_back(trained.groups, trained.vectors)
-        recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared)
+        how = trained.evaluation
+        recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared, how)
         if shared_trained:
             models = {task.name: task.patched for task in prepared}
             backbone.normalisation = backbone_normalisation.fill_in(backbone, models, settings.backbone_normalisation)
         splits = () if settings.refit else ("validation",)  # a refit has trained on validation images
         splits = (*splits, "test") if settings.evaluate_test else splits
         skipped = trained.progress.skipped
-        result = finalize(backbone, prepared, folder, shared_trained, skipped, splits, settings.seed, counts)
+        result = finalize(backbone, prepared, folder, shared_trained, skipped, splits, settings.seed, counts, how)
         if trained.step_counts is not None:
             result["cluster"] = trained.step_counts.as_json()
         if folder is not None:

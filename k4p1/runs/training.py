@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from k4p1.engine.bookkeeping import Progress, TrainingTask
+from k4p1.engine.bookkeeping import Evaluation, Progress, TrainingTask
 from k4p1.engine.checkpoints import Checkpoints
 from k4p1.engine.groups import ParameterGroup, plan_groups, write_back
 from k4p1.engine.optimizer_config import OptimizerConfig
@@ -62,6 +62,7 @@ class Trained:
       step_counts: on a cluster, what became of the steps.
       history: losses and validation metrics by step.
       stopped: steps of the tasks where training stopped before its target, else None.
+      evaluation: what evaluated the task models; None where others were trained, such as heads on cached features.
     """
 
     groups: Sequence[ParameterGroup]
@@ -70,6 +71,7 @@ class Trained:
     step_counts: "StepCounts | None"
     history: History = dataclasses.field(default_factory=History)
     stopped: Mapping[str, int] | None = None
+    evaluation: Evaluation | None = None
 
 
 def train(
@@ -165,7 +167,16 @@ def train(
             trainer = Trainer(tasks, store, reporter, checkpoints, jit_compile=settings.jit_compile, **more, **how)
             vectors = trainer.run(stop_after)
             stopped = store.done() if stop_after is None and store.done() != steps else None
-    return Trained(groups, vectors, trainer.progress, getattr(trainer, "step_counts", None), history, stopped)
+    same_models = all(patched[task.name] is task.patched for task in prepared)
+    return Trained(
+        groups,
+        vectors,
+        trainer.progress,
+        getattr(trainer, "step_counts", None),
+        history,
+        stopped,
+        getattr(trainer, "evaluation", None) if same_models else None,
+    )
 
 
 def _inputs(

@@ -98,7 +98,7 @@ def test_shared_statistics_without_the_variance_between_tasks(make_run, of_share
     before = run.store.vectors()
     (group,) = [g for g in run.groups if g.role == "statistics"]
     alone = [PopulationStatistics([task], by_task)(before, 1)[group.name] for task in tasks.values()]
-    found = PopulationStatistics(list(tasks.values()), by_task, of_shared)(before, 1)[group.name]
+    found = PopulationStatistics(list(tasks.values()), by_task)(before, 1, of_shared)[group.name]
     np.testing.assert_allclose(found, np.mean(alone, axis=0) if of_shared == "mean" else before[group.name], rtol=1e-6)
     pooled = PopulationStatistics(list(tasks.values()), by_task)(before, 1)[group.name]
     variances = [group.packing.unpack_numpy(v)["stem_bn/moving_variance"] for v in (pooled, found)]
