@@ -11,6 +11,7 @@ import pytest
 import k4p1
 from k4p1 import keras_registration
 from k4p1.patches.apply import apply_patches
+from k4p1.patches.fold import fold
 from k4p1.patches.inference import inference_model
 
 READ = """
@@ -43,7 +44,8 @@ def test_a_task_model_is_read_in_a_new_process(imports, small_backbone, images, 
 @pytest.mark.processes
 def test_a_folded_model_is_read_with_keras_alone(small_backbone, images, tmp_path):
     patched = apply_patches(small_backbone, "parallel_adapter+scale_bias+head", classes=3, image_size=16)
-    check(inference_model(patched.model).model, "import keras", images, tmp_path)
+    for model in (fold(patched.model), inference_model(patched.model).model):
+        check(model, "import keras", images, tmp_path)
 
 
 def check(model, imports, images, folder):

@@ -10,7 +10,8 @@ def fold(model: keras.Model) -> keras.Model:
     """A copy of a task model without patched layers; it shares no variable with the original.
 
     A patched batch normalisation becomes a plain one with the task's values, a patched convolution a plain one with scale,
-    bias and kernel written into its weights. The function at inference stays the same, up to rounding.
+    bias and kernel written into its weights; what k4p1 adds around a network (scaling of pixels, padding) becomes layers of
+    Keras. The function at inference stays the same, up to rounding, and Keras alone reads the model from a file.
 
     Args:
       model: a task model.
@@ -24,4 +25,7 @@ def fold(model: keras.Model) -> keras.Model:
             made[id(layer)] = layer.folded() if has_folded else private_copy(layer)
         return made[id(layer)]
 
-    return keras.models.clone_model(model, clone_function=plain, recursive=True)
+    def called(layer: keras.layers.Layer, *args, **kwargs):
+        return layer.plain(*args) if hasattr(layer, "plain") else layer(*args, **kwargs)
+
+    return keras.models.clone_model(model, clone_function=plain, call_function=called, recursive=True)

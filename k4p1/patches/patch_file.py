@@ -26,7 +26,7 @@ VERSION = 1
 
 def save_patch(
     path: str | pathlib.Path,
-    patched: PatchedModel,
+    patched: PatchedModel | keras.Model,
     backbone: Backbone,
     *,
     task: str,
@@ -38,11 +38,21 @@ def save_patch(
 
     A head that the task shares with others is written once, beside the patch's backbone: see `save_head`.
 
+    Args:
+      path: of the file.
+      patched: what `apply_patches` gave, or its `model`.
+      backbone: that it was built on.
+      task: its name.
+      labels: class names, one per output of one that classifies.
+      dropout: rate before the head.
+      objective: of the task.
+
     Raises:
-      ConfigError: a name that no task can have, or labels that do not match the classes.
-      DivergedError: a value that is not finite, or a negative variance.
+      ConfigError: a Keras model that `apply_patches` has not made, a name that no task can have, or labels that do not
+      match the classes. DivergedError: a value that is not finite, or a negative variance.
     """
     checks.check_task_name(task)
+    patched = patched if isinstance(patched, PatchedModel) else PatchedModel.of_model(patched)
     check_labels(patched.model.output, labels, objective)
     info = PatchInfo(
         task=task,

@@ -22,6 +22,7 @@ PRIVATE = "private"
 FACTORS = "factors"
 LOGITS = "logits"
 _FLOAT_BITS = 32
+_OF_MODEL = "_k4p1_task"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,21 @@ class PatchedModel:
         for key, count in counts.items():
             if count > 1:
                 raise errors.PatchError(f"two private parameters have the key '{key}': a file could not tell them apart")
+        self.model.__dict__.setdefault(_OF_MODEL, self)  # around Keras, which would look for variables in it
+
+    @classmethod
+    def of_model(cls, model: keras.Model) -> "PatchedModel":
+        """That of a task model which was made here.
+
+        Raises:
+          ConfigError: a model that was not, or was read from a file of Keras.
+        """
+        found = getattr(model, _OF_MODEL, None)
+        if not isinstance(found, cls):
+            raise errors.ConfigError(
+                f"this {type(model).__name__} is no task model of this program; give what apply_patches or load_patch gave"
+            )
+        return found
 
     def __repr__(self) -> str:
         shared, trained = (self.count(owner, "trained", "fixed", "statistics") for owner in (SHARED, PRIVATE))

@@ -20,7 +20,7 @@ from k4p1.tasks.objectives import CLASSIFICATION
 from k4p1.tasks.prepare import PreparedTask
 
 _IMAGES, _MOST_FEATURES = 2000, 8_000_000
-_SHARE = 0.1
+_SHARE, _FEW_IMAGES = 0.1, 500
 _MARGIN = 0.01
 
 
@@ -31,7 +31,8 @@ def compare(backbone: Backbone, prepared: Sequence[PreparedTask], result: Mappin
       backbone: frozen during the run.
       prepared: the tasks, trained.
       result: the content of `result.json`.
-      settings: `linear_probe` says whether; None: where the probe's images are at most a tenth of those of the run.
+      settings: `linear_probe` says whether; None: where the probe's images are at most 500, or a tenth of those
+        of the run.
     """
     if settings.linear_probe is False:
         return
@@ -41,7 +42,8 @@ def compare(backbone: Backbone, prepared: Sequence[PreparedTask], result: Mappin
         if reached is None or objective not in (CLASSIFICATION, CLASSIFICATION.name) or str(task.patched.spec) == "head":
             continue
         images = min(_IMAGES, task.splits.size("train")) + task.splits.size("validation")
-        cheap = images <= _SHARE * task.steps * task.task.batch_size and _IMAGES * backbone.features <= _MOST_FEATURES
+        cheap = images <= max(_FEW_IMAGES, _SHARE * task.steps * task.task.batch_size)
+        cheap = cheap and images * backbone.features <= _MOST_FEATURES
         if not (settings.linear_probe or cheap):
             continue
         accuracy = validation_accuracy(backbone, task.pipeline, task.patched.image_size)

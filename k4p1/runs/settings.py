@@ -30,7 +30,7 @@ class RunSettings(WorkerPolicy):
       patience: stop after so many evaluations in a row without a better mean validation metric; None: never. On one machine.
       callbacks: callbacks of Keras, or {task: callbacks} for a run of several tasks; see `k4p1.runs.callbacks`.
       linear_probe: tell when a linear classifier on the frozen backbone's features does better on the validation split than
-        what was trained; None: where it costs little beside the run.
+        what was trained; None: where it costs little (500 images, or a tenth of the run's).
       seed: of everything random.
       evaluate_every: steps of all tasks together between evaluations; None: ten in a run.
       checkpoint_every: steps of all tasks together between checkpoints; None: ten in a run.

@@ -354,7 +354,7 @@ def _(x):
 @accepted("layers with names like numbers and slashes of Keras")
 def _(x):
     x = layers.Conv2D(4, 3, name="conv2d_7")(x)
-    return layers.BatchNormalization(name="conv2d")(layers.Conv2D(4, 3)(x))
+    return layers.BatchNormalization(name="conv2d")(layers.Conv2D(4, 3, name="7")(x))
 
 
 @accepted("regularisers, constraints and noise")

@@ -427,3 +427,12 @@ def test_content_hash_does_not_see_layout_order_or_byte_order():
     expected = content_hash.digest({"a": values, "b": values}, {"x": "1", "y": "2"})
     assert content_hash.digest({"b": values, "a": values}, {"y": "2", "x": "1"}) == expected
     assert content_hash.digest({"a": np.asfortranarray(values), "b": values.astype(">f4")}, {"x": "1", "y": "2"}) == expected
+
+
+def test_a_task_model_is_written_as_what_it_is_part_of(small_backbone, tmp_path, images):
+    patched = apply_patches(small_backbone, "scale_bias+head", classes=2, image_size=16)
+    save_patch(tmp_path / "a.safetensors", patched.model, small_backbone, task="a", labels=["x", "y"])
+    loaded = load_patch(tmp_path / "a.safetensors", small_backbone)
+    np.testing.assert_array_equal(loaded.model(images), patched.model(images))
+    with pytest.raises(errors.ConfigError, match="is no task model of this program; give what apply_patches"):
+        save_patch(tmp_path / "b.safetensors", small_backbone.model, small_backbone, task="b", labels=["x", "y"])
