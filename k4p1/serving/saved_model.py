@@ -159,8 +159,8 @@ def write_about(path: pathlib.Path, values: Mapping[str, object]) -> None:
 def _largest_difference(model: keras.Model, objective: Objective, path: pathlib.Path, image_size: tuple[int, int]) -> float:
     """Between the answers of a task model and of its SavedModel.
 
-    Folding changes the order of arithmetic. That may change 1e-4 of the largest answer; or ten times as much as an image that
-    is almost the same changes it: much, in a network with statistics of too few images.
+    Folding changes the order of arithmetic. That may change 1e-4 of the largest answer; or ten times as much as an image
+    that is almost the same changes it: much, in a network with statistics of too few images.
 
     Raises:
       ArtifactError: they differ by more.
