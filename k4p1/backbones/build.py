@@ -1,15 +1,19 @@
 """Builds backbones: networks of keras.applications, a user's own model, or one read from a file."""
 
+import contextlib
 import copy
 import inspect
 import json
+import os
 import pathlib
+import unittest.mock
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.utils import file_utils as keras_files
 
 from k4p1 import errors
 from k4p1.backbones import canonical, halving_padding, input_scaling, networks, structure
@@ -17,6 +21,7 @@ from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone, is_imag
 from k4p1.backbones.view import view
 from k4p1.files import tensor_file
 
+OFFLINE = "K4P1_OFFLINE"
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 _BUILT_FOR = {"NASNetMobile": 224, "NASNetLarge": 331}
 """Networks that have other layers for an image of open size, which do not fit together, and what their weights are for."""
@@ -99,13 +104,14 @@ def application(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns once per layer about weights that do not fit, then raises
-            model = known[network](
-                input_shape=(size, size, 3),
-                include_top=False,
-                pooling="avg",
-                weights=None if is_ours or is_rebuilt else str(path) if path else weights,
-                **keras_arguments,
-            )
+            with _no_download_when_offline():
+                model = known[network](
+                    input_shape=(size, size, 3),
+                    include_top=False,
+                    pooling="avg",
+                    weights=None if is_ours or is_rebuilt else str(path) if path else weights,
+                    **keras_arguments,
+                )
             if size is not None:
                 model = halving_padding.for_any_size(model, "reduction")
             if rescales and weights != "imagenet":
@@ -134,6 +140,21 @@ def application(
         backbone.assign(tensors)
         backbone.normalisation = metadata.get("normalisation", "")
     return backbone
+
+
+@contextlib.contextmanager
+def _no_download_when_offline() -> Iterator[None]:
+    """Where the environment variable K4P1_OFFLINE is set, Keras finds weights in its cache, or fails at once."""
+    if not os.environ.get(OFFLINE):
+        yield
+        return
+
+    def refuse(origin, *_):
+        file = str(origin).rpartition("/")[2]
+        raise OSError(f"offline, and {file} is not in the folder models/ of Keras' cache, by default ~/.keras")
+
+    with unittest.mock.patch.object(keras_files, "urlretrieve", refuse):
+        yield
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

@@ -1,12 +1,14 @@
 """gin configuration: what gin files can name, where they are found, and mistakes that gin itself lets pass."""
 
+import contextlib
 import inspect
 import io
 import itertools
+import logging
 import pathlib
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import gin
 from k4p1 import backbones, engine, errors
@@ -52,6 +54,17 @@ CONFIGURABLES = {name: gin.external_configurable(f, name=name, module="k4p1") fo
 """What a gin file can set, by name: run functions, tasks, backbones, optimization, schedules."""
 
 
+@contextlib.contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """gin logs as an error each place where a file that it includes is not, before it looks where it is."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     """Reads gin files and bindings into gin's configuration, in this order, and returns it as text.
 
@@ -62,7 +75,8 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
     gin.add_config_file_search_path(str(gin_files.folder()))
     paths = [str(gin_files.find(name)) for name in files]
     try:
-        gin.parse_config_files_and_bindings(paths, list(bindings), finalize_config=False)
+        with _without_log_lines():
+            gin.parse_config_files_and_bindings(paths, list(bindings), finalize_config=False)
     except SyntaxError as e:
         where = (e.text or "").strip() or e.filename or "; ".join(bindings)
         reason = (

@@ -349,3 +349,10 @@ def test_values_of_another_type_are_not_cast_silently(dtype, small_backbone):
     with pytest.raises(errors.ArtifactError, match=dtype):
         small_backbone.assign(tensors)
     assert small_backbone.fingerprint() == before
+
+
+def test_offline_weights_of_imagenet_are_not_downloaded(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("K4P1_OFFLINE", "1")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(errors.ArtifactError, match=r"offline, and mobilenet_v2_.*_0\.35_.*h5 is not in the folder models/"):
+        backbones.mobilenet_v2(weights="imagenet", width=0.35)
