@@ -10,7 +10,8 @@ A split is one of
 Labels are whole numbers or one-hot vectors; their names are the data set's `class_names`, else the numbers. Data is `{split:
 one of these}` for `train`, `validation` and `test`, or one of these alone, which is then `train`. Data sets are read once,
 when a run begins, and kept in memory; their own shuffling and augmentation are so frozen, and belong into
-`Task(augment=...)`."""
+`Task(augment=...)`.
+"""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,8 @@ class PythonData(Source):
         for split, one in weights.items():
             if one.shape != labels[split].shape or not np.all(np.isfinite(one) & (one >= 0)):
                 raise errors.DataError(
-                    f"data['{split}']: sample weights are {one.shape}, {one.dtype}; expected one number of at least 0 per "
+                    f"data['{split}']: sample weights are {one.shape}, {one.dtype}; expected one number of at least 0 "
+                    "per image"
                 )
         return arrays, weights
 

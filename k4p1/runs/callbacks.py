@@ -114,7 +114,8 @@ class TaskCallbacks(Watcher):
         self._epoch_ended = False
         if self._refresh is not None:
             self._refresh()
-        epoch = (self._step - 1) // self._per_epoch
+        is_last = self._step >= self._target
+        epoch = (self._step - 1) // self._per_epoch if is_last else self._step // self._per_epoch - 1
         self._list.on_epoch_end(epoch, {"loss": sum(self._losses) / len(self._losses), **self._metrics})
         self._losses = []
         if self._step < self._target and not self.stops:

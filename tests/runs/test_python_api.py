@@ -12,7 +12,8 @@ import tensorflow as tf
 import k4p1
 from k4p1 import errors
 from k4p1.data import Pipeline, Splits, python_data
-from k4p1.runs import confusion_matrix, linear_probe
+from k4p1.engine.bookkeeping import StepReport
+from k4p1.runs import callbacks, confusion_matrix, linear_probe
 from tests.conftest import small_model
 
 RANDOM = np.random.default_rng(0)
@@ -262,3 +263,19 @@ def test_patch_sets_are_mappings(finished, tmp_path):
     answers = patches.predict([("a", IMAGES[0]), ("a", np.asarray(big))], top=1)
     assert answers[0][0][0] == str(int(np.argmax(result.models["a"].model(IMAGES[:1]))))
     assert [len(one) for one in answers] == [1, 1]
+
+
+def test_reports_of_several_steps_as_a_cluster_gives_them_end_epochs():
+    diary = Diary()
+    patched = k4p1.apply_patches(backbone(), "head", classes=3, image_size=16)
+    calls = callbacks.TaskCallbacks("a", [diary], patched.model, steps=10, steps_per_epoch=5, refresh=None)
+    calls.resumed({"a": 0})
+    for count, other in ((2, "a"), (2, "b"), (2, "a"), (3, "a"), (3, "a")):
+        calls.steps({}, [StepReport(other, 0, 1.0, 8.0, 0.0, worker=0, count=count)])
+        calls.evaluated("validation", other, 0, {"accuracy": 0.5, "examples": 8.0})
+    calls.ended({})
+    assert diary.lines == [
+        *("begin", "epoch 0", "batch 0", "batch 2", "batch 4"),
+        *("end 0", "epoch 1", "batch 2", "end 1", "end"),
+    ]
+    assert diary.logs == [{"loss": 1.0, "val_accuracy": 0.5}] * 2
