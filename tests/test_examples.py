@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn import metrics
+from sklearn.datasets import load_digits
 
 import k4p1
 from k4p1 import backbones, data
+from k4p1.cli import main
 from k4p1.data import preprocessing
 from k4p1.patches import patch_file, task_head
 from k4p1.tasks.objectives import objective
@@ -184,6 +186,30 @@ def test_serve_patch_set(run, tmp_path):
     difference = next(line for line in lines if line.startswith("merged"))
     assert float(difference.split()[-1]) < 1e-4
     assert printed["unmerged, logits are equal"] == "True" and printed["left"] == "digits"
+
+
+def test_mixed_batch(tmp_path, monkeypatch, capsys):
+    tasks = [k4p1.Task(data=f"embedded/{name}", patch="scale_bias+head", image_size=32) for name in ("digits", "parity")]
+    how = {"steps": 60, "learning_rate": 1e-2, "recalibration_batches": 4, "evaluate_every": 10**6, "quiet": True}
+    k4p1.train(backbone=lambda: k4p1.cifar_resnet(depth=8), tasks=tasks, model_dir=tmp_path / "run", **how)
+    assert (
+        main.main(["export", "--together", "--model_dir", str(tmp_path / "run"), "--export_dir", str(tmp_path / "out")]) == 0
+    )
+    module = load("mixed_batch")
+    monkeypatch.setattr(sys, "argv", ["mixed_batch", "--saved_model", str(tmp_path / "out"), "--tasks", "parity", "digits"])
+    capsys.readouterr()
+    module.main()
+    lines = capsys.readouterr().out.splitlines()
+    digits = load_digits()
+    images = np.repeat(np.round(digits.images[-4:, ..., None] * (255 / 16)).astype(np.uint8), 3, axis=-1)
+    for number, line in enumerate(lines):
+        task = ("parity", "digits")[number % 2]
+        model = k4p1.load_task(tmp_path / "run", task)
+        logits = model(preprocessing.resize(tf.constant(images[number : number + 1]), (32, 32)), training=False)
+        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))[0]
+        answer = f"{model.labels[int(np.argmax(probabilities))]} ({probabilities.max():.3f})"
+        assert line == f"a {digits.target[-4 + number]}, asked for {task}: {answer}"
+    assert len(lines) == 4
 
 
 def test_own_objective(run, tmp_path):
