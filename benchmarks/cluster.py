@@ -443,7 +443,7 @@ def main():
     if a.alone or a.stand_ins:
         return alone(a.steps) if a.alone else stand_ins(a.stand_ins)
     with tempfile.TemporaryDirectory() as folder:
-        run_record.announce(pathlib.Path(folder), "")
+        run_record.announce(pathlib.Path(folder), run_record.UNKNOWN)
         with LocalCluster(1, WORKERS, pathlib.Path(folder)) as cluster:
             from k4p1.cluster.connection import Connection
 

@@ -511,7 +511,7 @@ EXPERIMENTS = (
 def main():
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        run_record.announce(pathlib.Path(folder), "")
+        run_record.announce(pathlib.Path(folder), run_record.UNKNOWN)
         with LocalCluster(2, 2, pathlib.Path(folder)) as cluster:
             connection = Connection(cluster.spec, 120.0)
             for experiment in EXPERIMENTS:

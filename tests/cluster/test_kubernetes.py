@@ -238,9 +238,9 @@ class TestCommand:
         config = next(iter(yaml.safe_load_all(out)))
         for key, text in config["data"].items():
             (pod / key).write_text(text)
-        there = gin_files.digest([str(own / "mine.gin")], [])
+        there = gin_files.configuration([str(own / "mine.gin")], [])
         monkeypatch.chdir(pod)
-        assert gin_files.digest(["mine.gin"], []) == there
+        assert gin_files.configuration(["mine.gin"], []) == there
 
     def test_a_base_in_a_folder(self, capsys, tmp_path):
         code, out, _ = self.run(capsys, "--kustomize", str(tmp_path / "base"))

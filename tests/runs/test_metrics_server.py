@@ -66,7 +66,7 @@ def test_over_http(status):
         assert answer.read().decode() == render(status.copy())
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30)
-        with pytest.raises(errors.ConfigError, match=f"--metrics_port={port} cannot be used"), metrics_server(status, port):
+        with pytest.raises(errors.ConfigError, match=f"metrics_port={port} cannot be used"), metrics_server(status, port):
             pass
     with metrics_server(status, port), metrics_server(status, None):  # free again
         pass
