@@ -99,6 +99,11 @@ def switched_off(name: str) -> str:
     return f"--no{name}" if _on_command_line else f"{name}=False"
 
 
+def again() -> str:
+    """What starts a run once more."""
+    return "the same command" if _on_command_line else "the same call"
+
+
 def imported() -> str:
     """How a module with kinds or objectives of the user gets known."""
     return "--import MODULE" if _on_command_line else "import its module first"

@@ -56,6 +56,8 @@ def _named(text: str) -> Callable[[], Backbone]:
     try:
         ((name, options),) = spec_grammar.parse(text)
     except ValueError as e:
+        if "(" in text:
+            raise errors.ConfigError(f"backbone: {e}") from e
         known = [*networks.NETWORKS, *build.applications()]
         raise errors.ConfigError(f"{errors.unknown('backbone', text, known)} (or give the path of a file or folder)") from e
     values = {option: _value(value) for option, value in options.items()}

@@ -13,7 +13,7 @@ def ends_on_sigterm() -> Iterator[None]:
     """Within it, and outside a training loop, SIGTERM raises `Preempted` where the main thread is: a run ends in order."""
 
     def end(number, _frame):
-        raise errors.Preempted("asked to stop (SIGTERM); the same command resumes from the newest checkpoint")
+        raise errors.Preempted(f"asked to stop (SIGTERM); {errors.again()} resumes from the newest checkpoint")
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,7 +52,7 @@ class StopSignal:
 
     def error(self, saved: str | None) -> errors.K4p1Error:
         """What to raise; `saved` is `Bookkeeping.saved`: where the state was saved, None if nowhere."""
-        outcome = "nothing was saved (no model_dir)" if saved is None else f"{saved}; the same command resumes there"
+        outcome = "nothing was saved (no model_dir)" if saved is None else f"{saved}; {errors.again()} resumes there"
         if self.caught == signal.SIGINT:
             return errors.Interrupted(f"interrupted; {outcome}")
         return errors.Preempted(f"asked to stop (SIGTERM); {outcome}")

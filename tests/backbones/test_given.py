@@ -41,6 +41,7 @@ def test_a_network_of_keras_has_imagenet_weights_unless_told_otherwise(monkeypat
         ("MobilNetV2", "did you mean 'MobileNetV2'?"),
         ("cifar_resnet(dept=8)", "unknown option of cifar_resnet 'dept'; did you mean 'depth'?"),
         ("a b", "or give the path of a file or folder"),
+        ("cifar_resnet(20)", "backbone: cannot read option '20' in 'cifar_resnet(20)'; write option=value"),
         (7, "backbone is a int; expected a Backbone, a function"),
     ],
 )

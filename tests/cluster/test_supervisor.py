@@ -164,7 +164,7 @@ def test_a_stop_ends_a_process_that_hangs(supervised, monkeypatch, heeds):
             link.send("failed", errors.Preempted, "saved at step 9")
 
     trainer, process = supervised(part)
-    said = "saved at step 9" if heeds else "saved at step 5; the same command resumes there"
+    said = "saved at step 9" if heeds else "saved at step 5; the same call resumes there"
     with pytest.raises(errors.Preempted, match=said):
         trainer.run()
     assert process.ended
@@ -218,7 +218,7 @@ def test_copies_are_made_and_ended(monkeypatch):
 def test_sigterm_outside_of_training_ends_a_run_in_order():
     """While a run finishes, no loop looks at a `StopSignal`."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(errors.Preempted, match="the same command resumes"), ends_on_sigterm():
+    with pytest.raises(errors.Preempted, match="the same call resumes"), ends_on_sigterm():
         with StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.caught == signal.SIGTERM
