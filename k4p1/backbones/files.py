@@ -41,9 +41,15 @@ CONFIG_FIELDS = {
 def save(backbone: Backbone, path: str | pathlib.Path) -> str:
     """Writes the backbone and returns its fingerprint.
 
+    Args:
+      backbone: to write.
+      path: of the file.
+
     Raises:
       DivergedError: a value that is not finite, or a negative variance.
     """
+    if not isinstance(backbone, Backbone):
+        raise errors.ConfigError(f"save_backbone(backbone, path): the first argument is a {type(backbone).__name__}")
     tensors, fingerprint = backbone.tensors(), backbone.fingerprint()
     metadata = {
         "name": backbone.name,

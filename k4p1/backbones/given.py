@@ -50,7 +50,14 @@ def _made(function: Callable[[], Any]) -> Backbone:
 
 
 def _named(text: str) -> Callable[[], Backbone]:
+    if not text.strip():
+        raise errors.ConfigError("backbone is an empty text; give a name or a path")
     path = pathlib.Path(text).expanduser()
+    if path.suffix in (".h5", ".keras", ".npz"):
+        raise errors.ConfigError(
+            f"backbone {text} is a file of weights alone; name the network, such as "
+            f"\"MobileNetV2(width=0.35, weights='{text}')\""
+        )
     if path.exists() or text.endswith(".safetensors"):
         return lambda: files.load(path)
     try:

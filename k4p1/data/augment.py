@@ -98,6 +98,23 @@ def parse(text: str | Callable) -> tuple[list[Augmentation], list[Augmentation]]
     return before, after
 
 
+def check(given: Callable, augmentation: Augmentation, size: tuple[int, int]) -> None:
+    """Calls a function or layer of a user once, so that mistakes are told before training.
+
+    Raises:
+      ConfigError: it fails, or gives an image of another shape.
+    """
+    name = getattr(given, "name", None) or getattr(given, "__name__", type(given).__name__)
+    try:
+        image = augmentation(tf.zeros([*size, 3], tf.uint8), tf.zeros([2], tf.int64))
+    except Exception as e:  # whatever a user's function raises
+        raise errors.ConfigError(f"augment {name} fails on an image {(*size, 3)} uint8: {errors.reason(e)}") from e
+    if tuple(image.shape) != (*size, 3):
+        raise errors.ConfigError(
+            f"augment {name} gives an image {tuple(image.shape)}; expected that of the task, {(*size, 3)}"
+        )
+
+
 def _of_python(given: Callable) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """A function of (image, seed) that gives uint8 of the image's shape."""
     layer = hasattr(given, "get_config") and hasattr(given, "built")

@@ -4,6 +4,8 @@ Corrupt images do not stop a run and do not move later images to other batches: 
 that loss and metrics skip them and a resumed run sees the batches that an unbroken one would have seen.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from k4p1 import checks, errors
@@ -44,7 +46,7 @@ class Pipeline:
         image_size: tuple[int, int],
         batch_size: int,
         targets: Targets | int,
-        augment: str = "",
+        augment: str | Callable = "",
         seed: int = 0,
         cache: bool | None = None,
     ):
@@ -60,6 +62,8 @@ class Pipeline:
         self._check_image(source)
         self._seed = seed
         self._before, self._after = augmentations.parse(augment)
+        if callable(augment):
+            augmentations.check(augment, self._after[0], image_size)
         self.augmented = bool(self._before or self._after)
         self._cache = cache
         self._decoded: dict[tuple, tf.data.Dataset] = {}

@@ -7,9 +7,9 @@ A split is one of
   one batch at a time;
 * a `keras.utils.PyDataset` of batches of such pairs or triples.
 
-Labels are whole numbers or one-hot vectors; their names are the data set's `class_names`, else the numbers. Data is `{split:
-one of these}` for `train`, `validation` and `test`, or one of these alone, which is then `train`. Data sets are read once,
-when a run begins, and kept in memory; their own shuffling and augmentation are so frozen, and belong into
+Labels are whole numbers, one-hot vectors or names; names of numbers are the data set's `class_names`, else the numbers. Data
+is `{split: one of these}` for `train`, `validation` and `test`, or one of these alone, which is then `train`. Data sets are
+read once, when a run begins, and kept in memory; their own shuffling and augmentation are so frozen, and belong into
 `Task(augment=...)`.
 """
 
@@ -71,6 +71,10 @@ class PythonData(Source):
     def _read(self) -> tuple[Source, Mapping[str, np.ndarray]]:
         columns = {split: _columns(part, f"data['{split}']") for split, part in self._given.items()}
         names = next((tuple(part.class_names) for part in self._given.values() if getattr(part, "class_names", None)), None)
+        if all(labels.dtype.kind in "SUO" for _, labels, _ in columns.values()):  # names in place of numbers
+            given_names = {split: np.array([_text(one) for one in labels]) for split, (_, labels, _) in columns.items()}
+            names = tuple(np.unique(np.concatenate(list(given_names.values()))))
+            columns = {s: (one[0], np.searchsorted(names, given_names[s]), one[2]) for s, one in columns.items()}
         labels = {split: _numbers(labels, f"data['{split}']") for split, (_, labels, _) in columns.items()}
         most = 1 + max((int(found.max()) for found in labels.values() if found.size), default=0)
         images = {split: (one, labels[split]) for split, (one, _, _) in columns.items()}
@@ -107,6 +111,10 @@ class PythonData(Source):
             return examples
         both = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(weights[split].astype(np.float32)))
         return both.map(lambda example, weight: {**example, SAMPLE_WEIGHT: weight})
+
+
+def _text(label: Any) -> str:
+    return label.decode() if isinstance(label, bytes) else str(label)
 
 
 def _check(part: Any, what: str) -> None:

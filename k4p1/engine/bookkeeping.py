@@ -151,6 +151,7 @@ class Bookkeeping:
         )
         self._validated = any(task.validation is not None for task in tasks)
         self._best: dict[str, np.ndarray] | None = None
+        self._measured: tuple[dict[str, int], dict[str, np.ndarray]] | None = None
         self._saved_at = dict.fromkeys(self._tasks, 0)
 
     @property
@@ -216,6 +217,7 @@ class Bookkeeping:
         done = {task: int(snapshot[f"ticket/{task}"]) for task in self._tasks}
         vectors = self._store.vectors(snapshot)
         measured = self._population(vectors, _SELECTION_BATCHES)
+        self._measured = done, measured
         selected = []
         for name, task in self._tasks.items():
             if task.validation is not None:
@@ -234,6 +236,11 @@ class Bookkeeping:
             else:
                 self._best = vectors
             self.progress = found
+
+    def present_vectors(self) -> dict[str, np.ndarray]:
+        """Those of now; with the population statistics that were measured, if this moment was evaluated."""
+        done = self._store.done()
+        return self._measured[1] if self._measured and self._measured[0] == done else self._store.vectors()
 
     def settled(self, done: Mapping[str, int]) -> None:
         """Tells the reporter that steps were reported and evaluated."""

@@ -78,6 +78,10 @@ class Trainer:
         """Best metric and skipped images so far."""
         return self._books.progress
 
+    def present_vectors(self) -> dict[str, np.ndarray]:
+        """The parameters of now by group, as the last evaluation saw them if it was now."""
+        return self._books.present_vectors()
+
     @property
     def evaluation(self) -> Evaluation:
         """What evaluates the tasks."""
@@ -121,10 +125,10 @@ class Trainer:
                     pending, last_report = [], time.monotonic()
                 if evaluate:
                     books.evaluate()
-                if save or stop.caught:
-                    books.save()
                 if not pending:
                     books.settled(done)
+                if save or stop.caught:
+                    books.save()
                 if stop.caught and done != targets:
                     raise stop.error(books.saved)
             books.report(_reports(pending), done)

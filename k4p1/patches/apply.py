@@ -60,6 +60,11 @@ def apply_patches(
       ConfigError: the image is too small for the network, an endpoint that it does not have, or not one of `classes` and
         `head`.
     """
+    if not isinstance(backbone, Backbone):
+        raise errors.ConfigError(
+            f"apply_patches: backbone is a {type(backbone).__name__}; expected a Backbone, as application, load_backbone or "
+            "backbone_from_model give one"
+        )
     if (classes is None) == (head is None):
         raise errors.ConfigError("apply_patches needs either classes or head")
     head = head or DenseHead(classes)

@@ -4,9 +4,10 @@ import keras
 
 from k4p1.patches.own_layer import OwnLayer
 from k4p1.patches.patched_layer import PatchedLayer, private_copy
+from k4p1.patches.patched_model import PatchedModel
 
 
-def fold(model: keras.Model) -> keras.Model:
+def fold(model: keras.Model | PatchedModel) -> keras.Model:
     """A copy of a task model without patched layers; it shares no variable with the original.
 
     A patched batch normalisation becomes a plain one with the task's values, a patched convolution a plain one with scale,
@@ -14,9 +15,9 @@ def fold(model: keras.Model) -> keras.Model:
     Keras. The function at inference stays the same, up to rounding, and Keras alone reads the model from a file.
 
     Args:
-      model: a task model.
+      model: a task model, or what `apply_patches` gave.
     """
-
+    model = model.model if isinstance(model, PatchedModel) else model
     made: dict[int, keras.layers.Layer] = {}
 
     def plain(layer: keras.layers.Layer) -> keras.layers.Layer:

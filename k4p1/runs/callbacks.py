@@ -3,9 +3,10 @@
 `on_train_begin`, `on_epoch_begin`, `on_train_batch_begin/end`, `on_epoch_end`, `on_train_end`; an epoch is one pass over the
 task's training images. Logs of a batch hold its `loss`; those of an epoch the mean loss, and the newest validation metrics,
 `val_accuracy` and so on: with callbacks a run is evaluated once per epoch unless `evaluate_every` says otherwise.
-`self.model` is the task model, with the values of that moment at the ends of epochs. `stop_training` ends the task, on one
-machine; on a cluster the methods of epochs are called, and nothing stops. What a run returns is its best state, whatever a
-callback restored.
+`self.model` is the task model, at the end of an epoch with the values that its logs were measured with. The learning rate
+follows the run's schedule, and the run writes files for TensorBoard: callbacks that do either are refused. `stop_training`
+ends the task, on one machine; on a cluster the methods of epochs are called, and nothing stops. What a run returns is its
+best state, whatever a callback restored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,12 @@ import keras
 from k4p1 import errors
 from k4p1.engine.reporting import Watcher
 
+_SCHEDULE = "the learning rate follows OptimizerConfig(schedule=...)"
+_REFUSED = {
+    keras.callbacks.ReduceLROnPlateau: _SCHEDULE,
+    keras.callbacks.LearningRateScheduler: _SCHEDULE,
+    keras.callbacks.TensorBoard: "a run with a model_dir writes files for TensorBoard by itself",
+}
 Callbacks = Sequence[keras.callbacks.Callback] | Mapping[str, Sequence[keras.callbacks.Callback]]
 
 
@@ -38,6 +45,9 @@ def by_task(callbacks: Callbacks, tasks: Sequence[str]) -> dict[str, list[keras.
         for callback in listed:
             if not isinstance(callback, keras.callbacks.Callback):
                 raise errors.ConfigError(f"callbacks of task '{task}': {callback!r} is no keras.callbacks.Callback")
+            for kind, instead in _REFUSED.items():
+                if isinstance(callback, kind):
+                    raise errors.ConfigError(f"callbacks of task '{task}': {kind.__name__} cannot be used; {instead}")
     return {task: list(listed) for task, listed in callbacks.items() if listed}
 
 

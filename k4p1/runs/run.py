@@ -75,6 +75,9 @@ def run(backbone: Given, tasks: Sequence[Task], *, shared_trained: bool, setting
         frozen ("Transfer learning").
       settings: see `RunSettings`.
     """
+    tasks = [tasks] if isinstance(tasks, Task) else tasks
+    if isinstance(tasks, Mapping) or not all(isinstance(task, Task) for task in tasks):
+        raise errors.ConfigError("tasks: expected a list of Task(...)")
     backbone = backbone_given(backbone)
     callbacks.by_task(settings.callbacks, [task.name for task in tasks] or [""])
     before = keras.config.dtype_policy()

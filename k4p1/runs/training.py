@@ -135,7 +135,7 @@ def train(
             unfinished.write_layout(place.folder, groups)
     history = History(None if root is None or not settings.resume else root / "metrics.jsonl")
     store = None if on_cluster else Store(groups, steps, how["loss_scaled"])
-    refresh = None if store is None else lambda: write_back(groups, store.vectors())
+    refresh = None if store is None else lambda: write_back(groups, trainer.present_vectors())
     models = {task.name: task.patched.model for task in prepared}
     watchers = {
         name: TaskCallbacks(name, listed, models[name], steps[name], per_epoch[name], refresh)

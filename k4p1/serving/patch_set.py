@@ -36,6 +36,10 @@ class PatchSet(Mapping):
     def __init__(
         self, backbone: Backbone, heads: str | pathlib.Path | None = None, factors: str | pathlib.Path | None = None
     ):
+        if not isinstance(backbone, Backbone):
+            raise errors.ConfigError(
+                f"PatchSet: backbone is a {type(backbone).__name__}; give a Backbone, or PatchSet.of_run(MODEL_DIR)"
+            )
         self.backbone = backbone
         self._heads, self._factors_folder = heads, factors
         self._tasks: dict[str, PatchedModel] = {}

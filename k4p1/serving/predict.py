@@ -32,6 +32,8 @@ def predict(
       ConfigError: no such task, or no image.
       DataError: an image that cannot be read.
     """
+    if task is not None and not isinstance(task, str):
+        raise errors.ConfigError(f"task is a {type(task).__name__}; expected a name: predict(model_dir, task, images)")
     folder = ModelDir(model_dir)
     name = folder.one_task(task)
     if len(images) == 0:
@@ -53,7 +55,7 @@ def read_image(image: object, size: tuple[int, int], place: int = 0):
     """An image as a task sees it: (height, width, 3) uint8 of its size, resized as in training.
 
     Args:
-      image: a path, or an array (height, width, 3) of 0 to 255.
+      image: a path, or an array (height, width, 3) of 0 to 255; floats up to 1 are taken as 0 to 1.
       size: (height, width).
       place: among the images given, for messages.
 
@@ -68,6 +70,8 @@ def read_image(image: object, size: tuple[int, int], place: int = 0):
             raise errors.DataError(f"image {place} is {pixels.shape}; expected a path, or an array (height, width, 3)")
         if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 255):
             raise errors.DataError(f"image {place} goes from {pixels.min()} to {pixels.max()}; expected 0 to 255")
+        if np.issubdtype(pixels.dtype, np.floating) and pixels.size and 0 < pixels.max() <= 1:  # as training understands it
+            pixels = pixels * 255
         return preprocessing.resize(tf.constant(np.round(pixels).astype(np.uint8)), size)
     try:
         encoded = pathlib.Path(image).read_bytes()

@@ -18,7 +18,7 @@ from k4p1.patches.apply import apply_patches
 from k4p1.patches.patched_layer import RANDOM, STATISTICS, TRAINED
 from k4p1.patches.patched_model import PatchedModel
 from k4p1.patches.task_head import FEATURES
-from k4p1.tasks import attached_terms, objectives
+from k4p1.tasks import attached_terms, objectives, python_objects
 from k4p1.tasks.distillation import Lesson, Teacher
 from k4p1.tasks.loss import TaskLoss
 from k4p1.tasks.task import Task
@@ -158,12 +158,23 @@ def prepare_tasks(
                     patched, term.name, term.options, teachers=teachers or {}, **how
                 )
         loss = TaskLoss(task.terms, objective, attached, task.class_weights(source.labels))
+        _try_python_objects(task, len(source.labels))
         lessons = {number: term for number, term in attached.items() if isinstance(term, Lesson)}
         metrics = {**task.measured(), **loss.metrics()}
         target = task.step_target(steps, splits.size("train"), epochs)
         prepared.append(PreparedTask(task, source.labels, pipeline, splits, patched, loss, metrics, target, lessons))
     _check_old_heads(prepared)
     return prepared
+
+
+def _try_python_objects(task: Task, classes: int) -> None:
+    for term in task.terms:
+        if term.function is not None:
+            python_objects.check(f"task '{task.name}': loss {term.name}", term.function, classes)
+    measured = task.measured()
+    for given, name in zip(task.metrics, task.metric_names, strict=True):
+        if not isinstance(given, str):
+            python_objects.check(f"task '{task.name}': metric {name}", measured[name].measure, classes)
 
 
 def _check_old_heads(prepared: Sequence[PreparedTask]) -> None:

@@ -5,6 +5,8 @@ All are given (labels, logits) of a batch. A loss of Keras is called with one-ho
 probabilities unless it says `from_logits`.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,13 +32,19 @@ def loss_function(loss: Callable) -> Callable[[Batch, Outputs], tf.Tensor]:
       ConfigError: a loss of Keras that expects probabilities.
     """
     name, function = name_of(loss), loss
+    if isinstance(loss, type):
+        raise errors.ConfigError(f"{name} is a class; give one of it: {loss.__name__}(...)")
+    of_keras = str(getattr(loss, "__module__", "")).startswith("keras.") and inspect.isfunction(loss)
+    if of_keras and "from_logits" in inspect.signature(loss).parameters:
+        function = functools.partial(loss, from_logits=True)  # a function has no place to say so
     if isinstance(loss, keras.losses.Loss):
         if loss.get_config().get("from_logits") is False:
             raise errors.ConfigError(
                 f"loss {name}: task models put out logits; give {type(loss).__name__}(from_logits=True)"
             )
         function = loss.call
-    one_hot = isinstance(loss, keras.losses.Loss) and type(loss).__name__.startswith(_ONE_HOT)
+    kind = type(loss).__name__ if isinstance(loss, keras.losses.Loss) else name.title() if of_keras else ""
+    one_hot = kind.startswith(_ONE_HOT)
 
     def term(batch: Batch, outputs: Outputs) -> tf.Tensor:
         labels, logits = _labels_and_logits(name, batch, outputs)
@@ -58,6 +66,8 @@ def metric(given: Callable) -> Metric:
     Args:
       given: a function of (labels, logits), one value per example, of which more is better; or a `keras.metrics.Metric`.
     """
+    if isinstance(given, type):
+        raise errors.ConfigError(f"metric {given.__name__} is a class; give one of it: {given.__name__}(...)")
     return _OfKeras(given) if isinstance(given, keras.metrics.Metric) else PerExample(loss_function(given))
 
 
@@ -65,6 +75,21 @@ def name_of(given: Any) -> str:
     """The name by which it is logged."""
     name = getattr(given, "name", None) or getattr(given, "__name__", None) or type(given).__name__
     return str(name).strip("<>")
+
+
+def check(what: str, function: Callable[[Batch, Outputs], Any], classes: int) -> None:
+    """Calls a loss term or the measuring of a metric once, on two examples, so that mistakes are told before training.
+
+    Raises:
+      ConfigError: it fails, or gives something of another shape.
+    """
+    batch = {"label": tf.zeros([2], tf.int64), "weight": tf.ones([2])}
+    try:
+        function(batch, {LOGITS: tf.zeros([2, classes])})
+    except errors.K4p1Error:
+        raise
+    except Exception as e:  # whatever a user's function raises
+        raise errors.ConfigError(f"{what} fails on (labels, logits): {errors.reason(e)}") from e
 
 
 def _labels_and_logits(name: str, batch: Batch, outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:

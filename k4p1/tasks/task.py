@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -104,6 +105,8 @@ class Task:
     worker_share: float = 1.0
 
     def __post_init__(self):
+        if isinstance(self.data, pathlib.Path):
+            object.__setattr__(self, "data", str(self.data))
         if not isinstance(self.data, str):
             object.__setattr__(self, "data", python_data.as_source(self.data))
         if self.name is None:
@@ -127,6 +130,8 @@ class Task:
             raise errors.ConfigError(f"task '{self.name}' has no metric; the first one selects the best checkpoint")
         self._check(self.measured)
         self._check(augmentations.parse, self.augment)
+        if self.class_weight is not None and not isinstance(self.class_weight, Mapping):
+            raise errors.ConfigError(f"task '{self.name}': class_weight={self.class_weight!r}; expected {{label: weight}}")
         for label, weight in (self.class_weight or {}).items():
             checks.check_number(f"task '{self.name}': class_weight of {label!r}", weight, checks.AT_LEAST_ZERO)
         if self.steps is not None and self.epochs is not None:

@@ -1,5 +1,6 @@
 """What a user of Keras writes around a run: callbacks, patience, history, looking, longer runs, interrupted ones."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -279,3 +280,71 @@ def test_reports_of_several_steps_as_a_cluster_gives_them_end_epochs():
         *("end 0", "epoch 1", "batch 2", "end 1", "end"),
     ]
     assert diary.logs == [{"loss": 1.0, "val_accuracy": 0.5}] * 2
+
+
+def test_what_a_callback_sees_is_what_its_logs_measured():
+    found = []
+
+    class Measuring(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            answers = np.argmax(self.model(IMAGES[40:50], training=False), axis=-1)
+            found.append((float(np.mean(answers == LABELS[40:50])), logs["val_accuracy"]))
+
+    finetune(epochs=3, learning_rate=3e-2, callbacks=[Measuring()])
+    assert len(found) == 3 and all(ours == pytest.approx(theirs) for ours, theirs in found)
+
+
+def test_an_interruption_in_a_callback_saves_the_steps_taken(tmp_path):
+    class Interrupted(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="saved at step 10"):
+        finetune(steps=4000, callbacks=[Interrupted()], model_dir=tmp_path)
+    assert k4p1.load_task(tmp_path, checkpoint="newest").labels == ("0", "1", "2")
+
+
+def test_float_images_of_0_to_1_are_predicted_as_they_are_trained(finished):
+    folder, _ = finished
+    whole, unit = (k4p1.predict(folder, images=list(images)) for images in (IMAGES[:4], IMAGES[:4] / 255.0))
+    assert [one[1][0][0] for one in whole] == [one[1][0][0] for one in unit]
+    patches = k4p1.PatchSet.of_run(folder)
+    assert patches.predict([("a", IMAGES[0] / 255.0)])[0][0][0] == whole[0][1][0][0]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: finetune(task=task(loss=lambda y, z: tf.reduce_mean(z)), steps=1), "expected one value per example"),
+        (lambda: finetune(task=task(loss=lambda y: y), steps=1), "loss lambda fails on (labels, logits)"),
+        (lambda: finetune(task=task(metrics=(lambda y, z: 1 / 0,)), steps=1), "fails on (labels, logits): division by zero"),
+        (lambda: task(metrics=("accuracy", keras.metrics.AUC)), "metric AUC is a class; give one of it: AUC(...)"),
+        (lambda: task(loss=keras.losses.MeanSquaredError), "is a class; give one of it"),
+        (lambda: finetune(task=task(augment=lambda image: image / 255.0), steps=1), "fails on an image (16, 16, 3) uint8"),
+        (lambda: finetune(task=task(augment=lambda image: image[:8]), steps=1), "gives an image (8, 16, 3); expected"),
+        (lambda: task(class_weight="balanced"), "class_weight='balanced'; expected {label: weight}"),
+        (lambda: finetune(steps=1, callbacks=[keras.callbacks.ReduceLROnPlateau()]), "ReduceLROnPlateau cannot be used"),
+        (lambda: k4p1.train(backbone=backbone, tasks={"a": task()}, steps=1), "tasks: expected a list of Task(...)"),
+        (lambda: k4p1.apply_patches(small_model(), "head", classes=2, image_size=16), "expected a Backbone"),
+        (lambda: k4p1.PatchSet("runs"), "PatchSet.of_run(MODEL_DIR)"),
+        (lambda: k4p1.save_backbone("a.safetensors", backbone()), "the first argument is a str"),
+        (lambda: k4p1.predict("runs", ["a.png"]), "task is a list; expected a name"),
+        (lambda: finetune(backbone=""), "backbone is an empty text"),
+        (lambda: finetune(backbone="weights.h5"), "is a file of weights alone; name the network"),
+    ],
+)
+def test_first_tries_are_told_what_is_right(call, says):
+    with pytest.raises(errors.ConfigError) as caught:
+        call()
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_forms_that_are_taken(tmp_path, capsys):
+    names = np.array(["red", "green", "blue"])[LABELS]
+    one = k4p1.Task(name="a", data=(IMAGES, names), image_size=16, batch_size=8, augment=lambda image: 255 - image)
+    one = dataclasses.replace(one, loss=keras.losses.sparse_categorical_crossentropy)
+    result = k4p1.train(backbone=backbone, tasks=one, steps=2, model_dir=tmp_path, quiet=True)
+    assert k4p1.load_task(tmp_path).labels == ("blue", "green", "red")
+    assert k4p1.fold(result.models["a"]).output_shape == (None, 3)
+    assert k4p1.Task(data=tmp_path, name="a").data == str(tmp_path)
