@@ -235,6 +235,9 @@ folded one. The last column is a real run of one step (`finetune` with `scale_bi
 fit), whose files the fresh process loads, evaluates and exports as a SavedModel, which is compared with the task model.
 `train` is multi-task training, where the shared weights learn, with `head`.
 
+A trial has random weights and two images of mostly 32 pixels per batch, so that the last maps of a deep network are one
+pixel and their batch statistics are those of two values: the deepest networks diverge in such a run.
+
 *yes*: all of that, same answers. *–*: the patch does not fit the network and is refused before training; *no*: it fails.
 Numbers refer to the notes below.
 
