@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,9 @@ class Backbone:
         options = {name: value for name, value in self.config.items() if name not in ("network", "keras_model")}
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
         return f"Backbone('{self.name}'{shown}, {self.model.count_params():,} parameters, {self.features} features)"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
     @functools.cached_property
     def sites(self) -> list[LayerSite]:

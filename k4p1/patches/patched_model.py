@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import html
 import math
 from collections.abc import Mapping
 
@@ -136,6 +137,9 @@ class PatchedModel:
         shared, trained = (self.count(owner, "trained", "fixed", "statistics") for owner in (SHARED, PRIVATE))
         size = "x".join(map(str, self.image_size))
         return f"PatchedModel('{self.model.name}', '{self.spec}', {size} px, {trained:,} private values, {shared:,} shared)"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
     @functools.cached_property
     def training_model(self) -> keras.Model:

@@ -137,8 +137,8 @@ def test_looking_at_a_result(finished):
     folder, result = finished
     assert "validation" in result.table() and result.table() == repr(result)
     assert result._repr_html_().startswith("<table>") and "</table>" in result._repr_html_()
-    for shown in (repr(result.models["a"]), repr(result.backbone)):
-        assert len(shown) < 200
+    for shown in (result.models["a"], result.backbone):
+        assert len(repr(shown)) < 200 and shown._repr_html_().startswith("<code>")
     model = k4p1.load_task(folder)
     assert model.labels == ("0", "1", "2")
     np.testing.assert_allclose(model(IMAGES[:4]), result.models["a"].model(IMAGES[:4]), atol=1e-5)
