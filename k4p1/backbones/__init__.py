@@ -7,8 +7,8 @@ from k4p1.backbones.build import inception_v3
 from k4p1.backbones.build import mobilenet_v2
 from k4p1.backbones.files import load
 from k4p1.backbones.files import save
-from k4p1.backbones.given import Given
-from k4p1.backbones.given import backbone_given
+from k4p1.backbones.backbone_like import BackboneLike
+from k4p1.backbones.backbone_like import as_backbone
 from k4p1.backbones.networks import cifar_resnet
 from k4p1.backbones.networks import resnet26
 from k4p1.backbones.networks import resnet34
@@ -18,9 +18,9 @@ from k4p1.backbones.series_adapters import with_series_adapters
 
 __all__ = [
     "Backbone",
-    "Given",
+    "BackboneLike",
     "application",
-    "backbone_given",
+    "as_backbone",
     "cifar_resnet",
     "from_model",
     "inception_v3",

@@ -4,24 +4,20 @@ import contextlib
 import copy
 import inspect
 import json
-import os
 import pathlib
-import unittest.mock
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
-from keras.src.utils import file_utils as keras_files
 
-from k4p1 import errors
+from k4p1 import errors, offline
 from k4p1.backbones import canonical, halving_padding, input_scaling, networks, structure
 from k4p1.backbones.backbone import FILE_FORMAT, FILE_VERSION, Backbone, is_image_network
 from k4p1.backbones.view import view
 from k4p1.files import tensor_file
 
-OFFLINE = "K4P1_OFFLINE"
 _MINIMUM_SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 _BUILT_FOR = {"NASNetMobile": 224, "NASNetLarge": 331}
 """Networks that have other layers for an image of open size, which do not fit together, and what their weights are for."""
@@ -144,17 +140,21 @@ def application(
 
 @contextlib.contextmanager
 def _no_download_when_offline() -> Iterator[None]:
-    """Where the environment variable K4P1_OFFLINE is set, Keras finds weights in its cache, or fails at once."""
-    if not os.environ.get(OFFLINE):
+    """Offline, Keras finds weights in its cache, or fails at once; it has no setting for this."""
+    if not offline.is_offline():
         yield
         return
+    from keras.src.utils import file_utils
 
     def refuse(origin, *_):
         file = str(origin).rpartition("/")[2]
         raise OSError(f"offline, and {file} is not in the folder models/ of Keras' cache, by default ~/.keras")
 
-    with unittest.mock.patch.object(keras_files, "urlretrieve", refuse):
+    before, file_utils.urlretrieve = file_utils.urlretrieve, refuse
+    try:
         yield
+    finally:
+        file_utils.urlretrieve = before
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

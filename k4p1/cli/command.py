@@ -1,10 +1,11 @@
 """What a subcommand is: its name, one line of help, its flags and its function, all in one place."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 from absl import flags
+
+from k4p1 import offline
 
 Define = Callable[[flags.FlagValues], None]
 
@@ -28,9 +29,6 @@ class Command:
 
 IMPORTS = "K4P1_IMPORT"
 """Environment variable: modules that `--import` named, for the processes that a command starts."""
-
-OFFLINE = "K4P1_OFFLINE"
-"""Environment variable: no data is downloaded; `k4p1.data.tfds_source` reads it, also in processes that a command starts."""
 
 COMMANDS: dict[str, Command] = {}
 """The subcommands by name, in the order of the overview."""
@@ -70,7 +68,7 @@ def offline_flag(f: flags.FlagValues) -> None:
 def stay_offline(f: flags.FlagValues) -> None:
     """Does what `--offline` says, for this process and those that it starts."""
     if f.offline:
-        os.environ[OFFLINE] = "1"
+        offline.stay_offline()
 
 
 def log_flag(f: flags.FlagValues) -> None:

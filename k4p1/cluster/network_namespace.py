@@ -22,7 +22,6 @@ OPEN = "open"
 
 _NEW_NET, _NEW_USER = 0x40000000, 0x10000000
 _READ_FLAGS, _WRITE_FLAGS, _UP = 0x8913, 0x8914, 0x1
-_SECONDS = 10.0
 
 
 class Namespace:

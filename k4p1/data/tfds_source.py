@@ -1,14 +1,10 @@
 """Data sets of TensorFlow Datasets: by name, or prepared in a directory."""
 
 import difflib
-import os
 import pathlib
 
-from k4p1 import errors
+from k4p1 import errors, offline
 from k4p1.data.source import Source
-
-OFFLINE = "K4P1_OFFLINE"
-"""Environment variable: nothing is downloaded; processes that a run starts inherit it."""
 
 
 class Tfds(Source):
@@ -44,7 +40,7 @@ class Tfds(Source):
         except Exception as e:  # TFDS raises many kinds for a damaged directory or version
             raise errors.DataError(f"TFDS cannot open '{name}': {_first_line(e)}") from e
         if not self._builder.info.splits:
-            self._prepare(not os.environ.get(OFFLINE) if download is None else download)
+            self._prepare(not offline.is_offline() if download is None else download)
         features = self._builder.info.features
         self._image = self._find(features, tfds.features.Image)
         label = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)

@@ -217,7 +217,7 @@ class Bookkeeping:
         done = {task: int(snapshot[f"ticket/{task}"]) for task in self._tasks}
         vectors = self._store.vectors(snapshot)
         measured = self._population(vectors, _SELECTION_BATCHES)
-        self._measured = done, measured
+        self._measured = done, {name: vector for name, vector in measured.items() if vector is not vectors[name]}
         selected = []
         for name, task in self._tasks.items():
             if task.validation is not None:
@@ -239,8 +239,8 @@ class Bookkeeping:
 
     def present_vectors(self) -> dict[str, np.ndarray]:
         """Those of now; with the population statistics that were measured, if this moment was evaluated."""
-        done = self._store.done()
-        return self._measured[1] if self._measured and self._measured[0] == done else self._store.vectors()
+        statistics = self._measured[1] if self._measured and self._measured[0] == self._store.done() else {}
+        return {**self._store.vectors(), **statistics}
 
     def settled(self, done: Mapping[str, int]) -> None:
         """Tells the reporter that steps were reported and evaluated."""

@@ -10,6 +10,8 @@ from k4p1 import checks, errors, patches
 from k4p1.engine import keras_optimizers, optimizers, rules, schedules
 from k4p1.engine.rules import GROUPS, Rule, Rules
 
+_DEFAULTS = {"learning_rate": 1e-3, "schedule": "cosine"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -18,10 +20,11 @@ class OptimizerConfig:
     Short names for common cases, and `rules` for all others; `k4p1.engine.rules` has the order in which they apply.
 
     Attributes:
-      learning_rate: the base rate.
-      optimizer: name or object; see `optimizers.OPTIMIZERS`. One of Keras is translated, with its learning rate, which
-        stays constant unless `schedule` is given, and its weight decay.
-      schedule: name or object; see `schedules.SCHEDULES`.
+      learning_rate: the base rate; None: 1e-3, or that of an optimizer of Keras.
+      optimizer: name or object; see `optimizers.OPTIMIZERS`. One of Keras is translated, with its learning rate and
+        weight decay, where these are not given here.
+      schedule: name or object; see `schedules.SCHEDULES`. None: `cosine`, or that of an optimizer of Keras, whose rate
+        stays constant if it is a number.
       rate_factors: multiply the learning rate of `head`, `patch` (every other private parameter), `shared`, or one patch
         kind by name (K4P1, Figures 8 and 9 vary them).
       weight_decay: for the same names. SGD and RMSProp add it to the gradient, `g + decay * w`; Adam and AdamW, as in Keras,
@@ -35,19 +38,22 @@ class OptimizerConfig:
       ConfigError: unknown names, or a number out of range.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     optimizer: optimizers.Optimizer | keras.optimizers.Optimizer | str = "adam"
-    schedule: schedules.Schedule | str = "cosine"
+    schedule: schedules.Schedule | str | None = None
     rate_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weight_decay: float | str | Mapping[str, float | str] | None = None
     rules: Mapping[str, Mapping[str, Any]] | Sequence[Rule] = ()
 
     def __post_init__(self):
+        defaults = dict(_DEFAULTS)
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
-            defaults = {field.name: field.default for field in dataclasses.fields(self)}
-            for name, value in keras_optimizers.translated(self.optimizer).items():
-                if name == "optimizer" or getattr(self, name) == defaults[name]:  # what is given here comes first
-                    object.__setattr__(self, name, value)
+            translated = keras_optimizers.translated(self.optimizer)
+            object.__setattr__(self, "optimizer", translated.pop("optimizer"))
+            defaults |= translated
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "optimizer", optimizers.find(self.optimizer))
         object.__setattr__(self, "schedule", schedules.find(self.schedule))
         checks.check_number("learning_rate", self.learning_rate, checks.POSITIVE)

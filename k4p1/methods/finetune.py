@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from k4p1 import errors
-from k4p1.backbones import Given
+from k4p1.backbones import BackboneLike
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.optimizers import Optimizer
 from k4p1.runs.run import RunResult, run
@@ -16,7 +16,7 @@ from k4p1.tasks.task import Task
 
 def finetune(
     *,
-    backbone: Given,
+    backbone: BackboneLike,
     task: Task | None = None,
     tasks: Sequence[Task] = (),
     model_dir: str | pathlib.Path | None = None,
@@ -33,7 +33,7 @@ def finetune(
     """Trains the patch of one task, or of several that share nothing but the backbone; no value of it changes.
 
     Args:
-      backbone: pretrained, or a function that loads it, or its name or path; see `k4p1.backbones.backbone_given`.
+      backbone: pretrained, or a function that loads it, or its name or path; see `k4p1.backbones.as_backbone`.
       task: what its patch spec names is trained; `full` is classic fine-tuning.
       tasks: several, in place of `task`; they take turns, and one folder holds them all.
       model_dir, steps, epochs, learning_rate, optimizer, patience, callbacks, seed, quiet: see
@@ -49,15 +49,10 @@ def finetune(
     if (task is None) == (not tasks):
         raise errors.ConfigError("finetune needs either task or tasks")
     chosen = [task] if task is not None else list(tasks)
-    common = {
-        "model_dir": model_dir,
-        "steps": steps,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "patience": patience,
-        "callbacks": callbacks,
-        "seed": seed,
-        "quiet": quiet,
-    }
-    return run(backbone, chosen, shared_trained=False, settings=RunSettings.of("finetune", **common, **settings))
+    how = RunSettings.of(
+        "finetune",
+        **settings,
+        **{"model_dir": model_dir, "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "optimizer": optimizer},
+        **{"patience": patience, "callbacks": callbacks, "seed": seed, "quiet": quiet},
+    )
+    return run(backbone, chosen, shared_trained=False, settings=how)

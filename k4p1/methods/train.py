@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from k4p1.backbones import Given
+from k4p1.backbones import BackboneLike
 from k4p1.engine.optimizer_config import OptimizerConfig
 from k4p1.engine.optimizers import Optimizer
 from k4p1.runs.run import RunResult, run
@@ -15,7 +15,7 @@ from k4p1.tasks.task import Task
 
 def train(
     *,
-    backbone: Given,
+    backbone: BackboneLike,
     tasks: Sequence[Task],
     model_dir: str | pathlib.Path | None = None,
     steps: int | None = None,
@@ -31,7 +31,7 @@ def train(
     """Trains all tasks together on one backbone whose weights learn from all of them.
 
     Args:
-      backbone: or a function that makes it, or its name or path; see `k4p1.backbones.backbone_given`.
+      backbone: or a function that makes it, or its name or path; see `k4p1.backbones.as_backbone`.
       tasks: with distinct names; each owns what its patch spec says and shares the rest.
       model_dir, steps, epochs, learning_rate, optimizer, patience, callbacks, seed, quiet: see
         `k4p1.runs.settings.RunSettings`.
@@ -40,15 +40,10 @@ def train(
     Returns:
       Result, task models and backbone; on disk, `model_dir` with backbone, patch files and `result.json`.
     """
-    common = {
-        "model_dir": model_dir,
-        "steps": steps,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "patience": patience,
-        "callbacks": callbacks,
-        "seed": seed,
-        "quiet": quiet,
-    }
-    return run(backbone, tasks, shared_trained=True, settings=RunSettings.of("train", **common, **settings))
+    how = RunSettings.of(
+        "train",
+        **settings,
+        **{"model_dir": model_dir, "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "optimizer": optimizer},
+        **{"patience": patience, "callbacks": callbacks, "seed": seed, "quiet": quiet},
+    )
+    return run(backbone, tasks, shared_trained=True, settings=how)

@@ -81,11 +81,7 @@ def dataset(
     folder = ModelDir(model_dir)
     name = folder.one_task(task)
     definition, seed = _definition(folder, name, data)
-    patched_size = (definition.image_size, definition.image_size)
-    source = open_source(definition.data, definition.data_dir)
-    splits = Splits(source, seed=seed, validation_fraction=definition.validation_fraction)
-    targets = objectives.find(definition.objective).targets(source.labels)
-    pipeline = Pipeline(source, splits, patched_size, definition.batch_size, targets, cache=False)
+    _, pipeline = _opened(definition, seed)
     batches = pipeline.sequential(split).unbatch().filter(lambda example: example["weight"] > 0)
 
     def pair(example):
@@ -98,6 +94,15 @@ def dataset(
 def labels_of(model_dir: str | pathlib.Path, task: str) -> tuple[str, ...]:
     """Class names of a finished task."""
     return patch_file.read_info(ModelDir(model_dir).patch(task)).labels
+
+
+def _opened(task: Task, seed: int) -> tuple[Source, Pipeline]:
+    """The data of a task as a run with this seed splits them, without augmentation."""
+    source = open_source(task.data, task.data_dir)
+    splits = Splits(source, seed=seed, validation_fraction=task.validation_fraction)
+    targets = objectives.find(task.objective).targets(source.labels)
+    size = (task.image_size, task.image_size)
+    return source, Pipeline(source, splits, size, task.batch_size, targets, cache=False)
 
 
 def _definition(folder: ModelDir, name: str, data: object) -> tuple[Task, int]:
@@ -129,9 +134,8 @@ def measure(
     Raises:
       DataError: data with other labels.
     """
-    source = open_source(task.data, task.data_dir)
-    splits = Splits(source, seed=seed, validation_fraction=task.validation_fraction)
-    splits.parts(split)
+    source, pipeline = _opened(task, seed)
+    pipeline.examples(split)
     if source.labels != tuple(labels):
         raise errors.DataError(
             f"{source.name} has {len(source.labels)} labels ({', '.join(source.labels[:3])}, ...); task '{task.name}' was "
@@ -139,8 +143,6 @@ def measure(
         )
     groups = plan_groups({task.name: patched})
     objective = objectives.find(task.objective)
-    targets = objective.targets(source.labels)
-    pipeline = Pipeline(source, splits, patched.image_size, task.batch_size, targets, cache=False)
     own_terms = [term for term in task.terms if term.name not in attached_terms.OPTIONS]
     loss = TaskLoss(own_terms, objective).metrics() if own_terms else {}
     measured = {**task.measured(), **loss, **(more or {})}

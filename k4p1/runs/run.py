@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from k4p1 import errors
-from k4p1.backbones import Given, backbone_given
+from k4p1.backbones import BackboneLike, as_backbone
 from k4p1.backbones.backbone import UNTOUCHED, Backbone
 from k4p1.cluster.place import where_to_run
 from k4p1.cluster.spec import ClusterSpec
@@ -65,11 +65,11 @@ class RunResult:
         return tables.result_html(self.summary) if self.summary else f"<p>{self!r}</p>"
 
 
-def run(backbone: Given, tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings) -> RunResult:
+def run(backbone: BackboneLike, tasks: Sequence[Task], *, shared_trained: bool, settings: RunSettings) -> RunResult:
     """Trains tasks on one backbone and writes what they learned.
 
     Args:
-      backbone: see `k4p1.backbones.backbone_given`; a function that makes it is called after precision and seed are set.
+      backbone: see `k4p1.backbones.as_backbone`; a function that makes it is called after precision and seed are set.
       tasks: with distinct names.
       shared_trained: True: the shared weights learn from all tasks (K4P1, section 2, "Multitask learning"). False: they are
         frozen ("Transfer learning").
@@ -78,8 +78,9 @@ def run(backbone: Given, tasks: Sequence[Task], *, shared_trained: bool, setting
     tasks = [tasks] if isinstance(tasks, Task) else tasks
     if isinstance(tasks, Mapping) or not all(isinstance(task, Task) for task in tasks):
         raise errors.ConfigError("tasks: expected a list of Task(...)")
-    backbone = backbone_given(backbone)
-    callbacks.by_task(settings.callbacks, [task.name for task in tasks] or [""])
+    backbone = as_backbone(backbone)
+    if settings.callbacks:
+        callbacks.by_task(settings.callbacks, [task.name for task in tasks])
     before = keras.config.dtype_policy()
     try:
         return _run(backbone, tasks, shared_trained, settings)
@@ -130,20 +131,20 @@ def _run(
             prepared = [dataclasses.replace(task, steps=trained.stopped[task.name]) for task in prepared]
         # 6. After the last shared update every task meets the same backbone: statistics, evaluation and files, once.
         write_back(trained.groups, trained.vectors)
-        how = trained.evaluation
-        recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared, how)
+        evaluation = trained.evaluation
+        recalibrate(prepared, settings.recalibration_batches, settings.statistics_of_shared, evaluation)
         if shared_trained:
             models = {task.name: task.patched for task in prepared}
             backbone.normalisation = backbone_normalisation.fill_in(backbone, models, settings.backbone_normalisation)
         splits = () if settings.refit else ("validation",)  # a refit has trained on validation images
         splits = (*splits, "test") if settings.evaluate_test else splits
         skipped = trained.progress.skipped
-        result = finalize(backbone, prepared, folder, shared_trained, skipped, splits, settings.seed, counts, how)
+        result = finalize(backbone, prepared, folder, shared_trained, skipped, splits, settings.seed, counts, evaluation)
         if trained.step_counts is not None:
             result["cluster"] = trained.step_counts.as_json()
         if folder is not None:
             atomic.write_json(folder.result, result)
-            unfinished.finished(folder)
+            unfinished.remove_backbone(folder)
         if not settings.quiet:
             tables.print_result(result)
             if not shared_trained:
@@ -170,6 +171,8 @@ def _prepare(
         starts=read_warm_starts(tasks, backbone),
         teachers=read_teachers(tasks),
     )
+    if settings.patience is not None and not any(task.splits.has("validation") for task in prepared):
+        raise errors.ConfigError("patience: no task has a validation split that could stop getting better")
     if not shared_trained:
         _warn_of_random_heads(prepared)
         _warn_of_untouched_normalisation(backbone, prepared)

@@ -63,7 +63,7 @@ class Stages:
     def train(self, stage: str, phase: Phase, **changes: Any) -> PatchedModel:
         """The task model that a stage leaves; one that is finished is not trained again."""
         folder = self.folder(stage)
-        how = {**self._settings, "model_dir": folder.root, "evaluate_test": False}
+        how = {**self._settings, "model_dir": folder.root, "evaluate_test": False, "linear_probe": False}
         if phase.optimizer is not None:
             how["optimizer"] = phase.optimizer
         task = phase.of(self.task, **changes)

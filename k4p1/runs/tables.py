@@ -50,19 +50,13 @@ _OF_RESULT = ("task", "steps", "validation", "test", "private trained", "statist
 
 def print_result(result: Mapping[str, Any]) -> None:
     """The selecting metric (accuracy of tasks that classify), parameters and bytes of every task of a finished run."""
-    table = _table(_title(result), *_OF_RESULT)
-    for row in _result_rows(result):
-        table.add_row(*row)
-    _print(table)
+    _print(_of_result(result))
 
 
 def result_text(result: Mapping[str, Any]) -> str:
     """What `print_result` prints."""
-    table = _table(_title(result), *_OF_RESULT)
-    for row in _result_rows(result):
-        table.add_row(*row)
     console = rich_console.Console(width=120, file=io.StringIO(), markup=False, emoji=False)
-    console.print(table)
+    console.print(_of_result(result))
     return console.file.getvalue().rstrip()
 
 
@@ -71,6 +65,13 @@ def result_html(result: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in _OF_RESULT)
     rows = "".join(f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in _result_rows(result))
     return f"<table><caption>{html.escape(_title(result))}</caption><tr>{head}</tr>{rows}</table>"
+
+
+def _of_result(result: Mapping[str, Any]) -> rich_table.Table:
+    table = _table(_title(result), *_OF_RESULT)
+    for row in _result_rows(result):
+        table.add_row(*row)
+    return table
 
 
 def _title(result: Mapping[str, Any]) -> str:

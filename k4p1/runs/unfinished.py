@@ -28,7 +28,7 @@ _LAYOUT, _BACKBONE = "layout.json", "backbone.safetensors"
 def write_backbone(folder: ModelDir, backbone: Backbone) -> None:
     """Keeps the backbone that a run begins with, for as long as the run lasts."""
     path = folder.checkpoints / _BACKBONE
-    if not path.exists() and not folder.backbone.exists():
+    if not path.exists():
         backbone_files.save(backbone, path)
 
 
@@ -45,7 +45,7 @@ def write_layout(folder: ModelDir, groups: Sequence[ParameterGroup]) -> None:
     atomic.write_json(folder.checkpoints / _LAYOUT, found)
 
 
-def finished(folder: ModelDir) -> None:
+def remove_backbone(folder: ModelDir) -> None:
     """Removes the backbone of the beginning, once the run has written its own."""
     (folder.checkpoints / _BACKBONE).unlink(missing_ok=True)
 

@@ -9,16 +9,18 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.backbones.backbone import Backbone
 from k4p1.patches import factor_file, patch_file, task_head
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.inference import inference_model
-from k4p1.patches.patched_model import FACTORS, PatchedModel
+from k4p1.patches.patched_model import FACTORS, LOGITS, PatchedModel
 from k4p1.runs.model_dir import ModelDir
 from k4p1.serving.mixed import MixedModel
-from k4p1.serving.predict import read_image
+from k4p1.serving.predict import read_image, summary
+from k4p1.tasks.objectives import CLASSIFICATION
 
 
 class PatchSet(Mapping):
@@ -183,12 +185,10 @@ class PatchSet(Mapping):
         for name, places in rest.items():
             for place, row in zip(places, self(name, np.stack([pixels[i] for i in places])), strict=True):
                 logits[place] = row
-        found = []
-        for name, row in zip(names, logits, strict=True):
-            values = np.exp(np.asarray(row, np.float64) - np.max(row))
-            probabilities, labels = values / values.sum(), self.labels(name)
-            found.append([(labels[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:top]])
-        return found
+        return [
+            summary(CLASSIFICATION, {LOGITS: tf.constant(row)[None]}, self.labels(name), top)
+            for name, row in zip(names, logits, strict=True)
+        ]
 
     def _can_mix(self, name: str) -> bool:
         try:

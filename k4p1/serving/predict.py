@@ -1,10 +1,11 @@
 """Predictions of finished tasks for images."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from k4p1 import errors
 from k4p1.data import preprocessing
@@ -12,6 +13,7 @@ from k4p1.patches import patch_file
 from k4p1.runs.model_dir import ModelDir
 from k4p1.serving.saved_model import outputs_of
 from k4p1.tasks import objectives
+from k4p1.tasks.objectives import Objective
 
 
 def predict(
@@ -44,11 +46,17 @@ def predict(
     pixels = [read_image(image, patched.image_size, place) for place, image in enumerate(images)]
     found = []
     for place, (image, read) in enumerate(zip(images, pixels, strict=True)):
-        answers = objective.answers(outputs_of(patched.model, read[None]))
-        one = {name: keras.ops.convert_to_numpy(answer)[0] for name, answer in answers.items()}
         shown = str(image) if isinstance(image, (str, pathlib.Path)) else str(place)
-        found.append((shown, objective.summary(one, info.labels, top)))
+        found.append((shown, summary(objective, outputs_of(patched.model, read[None]), info.labels, top)))
     return found
+
+
+def summary(
+    objective: Objective, outputs: Mapping[str, tf.Tensor], labels: Sequence[str], top: int
+) -> list[tuple[str, float]]:
+    """What a task says of one image, from the outputs of its model (1, ...); see `Objective.summary`."""
+    answers = objective.answers(outputs)
+    return objective.summary({name: keras.ops.convert_to_numpy(one)[0] for name, one in answers.items()}, labels, top)
 
 
 def read_image(image: object, size: tuple[int, int], place: int = 0):
@@ -62,8 +70,6 @@ def read_image(image: object, size: tuple[int, int], place: int = 0):
     Raises:
       DataError: a file that cannot be read, or an array of another shape or range.
     """
-    import tensorflow as tf
-
     if not isinstance(image, (str, pathlib.Path)):
         pixels = np.asarray(image)
         if pixels.ndim != 3 or pixels.shape[-1] != 3:

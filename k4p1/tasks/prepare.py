@@ -120,6 +120,8 @@ def prepare_tasks(
         objective = objectives.find(task.objective)
         splits = Splits(source, seed=seed, validation_fraction=task.validation_fraction)
         targets = objective.targets(source.labels)
+        if task.class_weight and "label" not in targets.fields:
+            raise errors.ConfigError(f"task '{task.name}': class_weight is for labels, and '{objective.name}' has none")
         pipeline = Pipeline(
             source,
             splits,
@@ -174,7 +176,7 @@ def _try_python_objects(task: Task, classes: int) -> None:
     measured = task.measured()
     for given, name in zip(task.metrics, task.metric_names, strict=True):
         if not isinstance(given, str):
-            python_objects.check(f"task '{task.name}': metric {name}", measured[name].measure, classes)
+            python_objects.check(f"task '{task.name}': metric {name}", python_objects.to_the_end(measured[name]), classes)
 
 
 def _check_old_heads(prepared: Sequence[PreparedTask]) -> None:

@@ -92,6 +92,11 @@ def check(what: str, function: Callable[[Batch, Outputs], Any], classes: int) ->
         raise errors.ConfigError(f"{what} fails on (labels, logits): {errors.reason(e)}") from e
 
 
+def to_the_end(metric: Metric) -> Callable[[Batch, Outputs], float]:
+    """The metric of one batch, for `check`."""
+    return lambda batch, outputs: metric.result({n: v.numpy() for n, v in metric.measure(batch, outputs).items()})
+
+
 def _labels_and_logits(name: str, batch: Batch, outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
     if "label" not in batch or LOGITS not in outputs:
         raise errors.ConfigError(f"{name} is a function of labels and logits, and the task's objective does not have both")

@@ -150,7 +150,10 @@ class TestTypes:
             ("image_size = (32, 32)", "image_size = (32, 32); expected a whole number for Task.image_size"),
             ("Task.image_size = 32.5", "--gin_bindings: Task.image_size = 32.5; expected a whole number"),
             ("digits/Task.data = 3", "digits/Task.data = 3; expected text in quotes or a reference such as @name"),
-            ("learning_rate = 'fast'", "learning_rate = 'fast'; expected a number for OptimizerConfig.learning_rate"),
+            (
+                "learning_rate = 'fast'",
+                "learning_rate = 'fast'; expected a number or None for OptimizerConfig",
+            ),
             ("train.refit = 'no'", "train.refit = 'no'; expected True or False"),
             ("train.backbone = 3", "train.backbone = 3; expected a reference such as @name or text in quotes"),
             (

@@ -34,6 +34,8 @@ def test_a_cosine_is_a_cosine():
 def test_what_is_given_beside_it_comes_first():
     config = OptimizerConfig(optimizer=keras.optimizers.SGD(0.1), learning_rate=0.2, schedule="exponential")
     assert (config.learning_rate, config.schedule) == (0.2, schedules.Exponential())
+    config = OptimizerConfig(optimizer=keras.optimizers.SGD(0.1), learning_rate=1e-3, schedule="cosine")
+    assert (config.learning_rate, config.schedule) == (1e-3, schedules.Cosine())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from k4p1.engine.bookkeeping import StepReport
 from k4p1.runs import callbacks, confusion_matrix, linear_probe
 from tests.conftest import small_model
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 LABELS = np.arange(60) % 3
 IMAGES = RANDOM.integers(0, 150, (60, 16, 16, 3))
@@ -323,6 +325,8 @@ def test_float_images_of_0_to_1_are_predicted_as_they_are_trained(finished):
         (lambda: task(loss=keras.losses.MeanSquaredError), "is a class; give one of it"),
         (lambda: finetune(task=task(augment=lambda image: image / 255.0), steps=1), "fails on an image (16, 16, 3) uint8"),
         (lambda: finetune(task=task(augment=lambda image: image[:8]), steps=1), "gives an image (8, 16, 3); expected"),
+        (lambda: finetune(task=task(metrics=(keras.metrics.F1Score(),)), steps=1), "gives 3 values; expected one number"),
+        (lambda: finetune(task=task(data=DATA, validation_fraction=0.0), steps=1, patience=2), "patience: no task has a"),
         (lambda: task(class_weight="balanced"), "class_weight='balanced'; expected {label: weight}"),
         (lambda: finetune(steps=1, callbacks=[keras.callbacks.ReduceLROnPlateau()]), "ReduceLROnPlateau cannot be used"),
         (lambda: k4p1.train(backbone=backbone, tasks={"a": task()}, steps=1), "tasks: expected a list of Task(...)"),

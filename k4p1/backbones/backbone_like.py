@@ -12,16 +12,17 @@ from k4p1 import errors, spec_grammar
 from k4p1.backbones import build, files, networks
 from k4p1.backbones.backbone import Backbone
 
-Given = Backbone | Callable[[], Backbone] | keras.Model | str | pathlib.Path
+BackboneLike = Backbone | Callable[[], Backbone] | keras.Model | str | pathlib.Path
 
 
-def backbone_given(given: Given) -> Backbone | Callable[[], Backbone]:
+def as_backbone(given: BackboneLike) -> Backbone | Callable[[], Backbone]:
     """The backbone, or the function that makes it.
 
     Args:
       given: a `Backbone`; a function without arguments; a functional `keras.Model`, see `from_model`; the path of a backbone
-        file or of a run's folder; or a name with options, `"MobileNetV2"`, `"cifar_resnet(depth=20, weights='r20.npz')"`. A
-        network of keras.applications has ImageNet weights unless `weights` says otherwise, as in Keras.
+        file, of a run's folder, or of a `.keras` file of such a model; or a name with options, `"MobileNetV2"`,
+        `"cifar_resnet(depth=20, weights='r20.npz')"`. A network of keras.applications has ImageNet weights unless `weights`
+        says otherwise, as in Keras.
 
     Raises:
       ConfigError: nothing of this sort, an unknown network or a bad option.
@@ -53,7 +54,9 @@ def _named(text: str) -> Callable[[], Backbone]:
     if not text.strip():
         raise errors.ConfigError("backbone is an empty text; give a name or a path")
     path = pathlib.Path(text).expanduser()
-    if path.suffix in (".h5", ".keras", ".npz"):
+    if path.suffix == ".keras" and path.is_file():
+        return lambda: build.from_model(keras.models.load_model(path))
+    if path.suffix in (".h5", ".npz"):
         raise errors.ConfigError(
             f"backbone {text} is a file of weights alone; name the network, such as "
             f"\"MobileNetV2(width=0.35, weights='{text}')\""

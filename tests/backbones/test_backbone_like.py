@@ -4,26 +4,32 @@ import keras
 import pytest
 
 from k4p1 import backbones, errors
-from k4p1.backbones import backbone_given
+from k4p1.backbones import as_backbone
 from tests.conftest import small_model
 
 
 def test_backbones_models_functions_and_files(small_backbone, tmp_path):
-    assert backbone_given(small_backbone) is small_backbone
-    assert backbone_given(lambda: small_backbone)() is small_backbone
+    assert as_backbone(small_backbone) is small_backbone
+    assert as_backbone(lambda: small_backbone)() is small_backbone
     model = small_model()
     fingerprint = backbones.from_model(model).fingerprint()
-    assert backbone_given(model).fingerprint() == backbone_given(small_model)().fingerprint() == fingerprint
+    assert as_backbone(model).fingerprint() == as_backbone(small_model)().fingerprint() == fingerprint
     backbones.save(small_backbone, tmp_path / "backbone" / "backbone.safetensors")
     for path in (tmp_path, tmp_path / "backbone" / "backbone.safetensors"):
-        assert backbone_given(path)().fingerprint() == small_backbone.fingerprint()
-        assert backbone_given(str(path))().fingerprint() == small_backbone.fingerprint()
+        assert as_backbone(path)().fingerprint() == small_backbone.fingerprint()
+        assert as_backbone(str(path))().fingerprint() == small_backbone.fingerprint()
     assert backbones.load(tmp_path).fingerprint() == small_backbone.fingerprint()
 
 
+def test_a_model_that_keras_saved(tmp_path):
+    model = small_model()
+    model.save(tmp_path / "mine.keras")
+    assert as_backbone(tmp_path / "mine.keras")().fingerprint() == backbones.from_model(model).fingerprint()
+
+
 def test_names_with_options():
-    assert backbone_given("cifar_resnet(depth=8)")().config == {"network": "cifar_resnet", "depth": 8}
-    made = backbone_given("mobilenet_v2(weights=None, width=0.35)")()
+    assert as_backbone("cifar_resnet(depth=8)")().config == {"network": "cifar_resnet", "depth": 8}
+    made = as_backbone("mobilenet_v2(weights=None, width=0.35)")()
     assert (made.name, made.config["width"]) == ("MobileNetV2", 0.35)
 
 
@@ -31,7 +37,7 @@ def test_a_network_of_keras_has_imagenet_weights_unless_told_otherwise(monkeypat
     asked = []
     monkeypatch.setattr(backbones.build, "application", lambda *given, **options: asked.append((given, options)))
     for text in ("MobileNetV2", "ResNet50(weights='mine.h5')"):
-        backbone_given(text)()
+        as_backbone(text)()
     assert asked == [(("MobileNetV2",), {"weights": "imagenet"}), (("ResNet50",), {"weights": "mine.h5"})]
 
 
@@ -47,13 +53,13 @@ def test_a_network_of_keras_has_imagenet_weights_unless_told_otherwise(monkeypat
 )
 def test_mistakes(given, says):
     with pytest.raises(errors.ConfigError) as caught:
-        backbone_given(given)
+        as_backbone(given)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_function_that_makes_something_else():
     with pytest.raises(errors.ConfigError, match="returned a dict; expected a Backbone"):
-        backbone_given(dict)()
+        as_backbone(dict)()
 
 
 def test_a_depth_in_the_place_of_weights_is_told():
