@@ -211,7 +211,7 @@ def _launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers
     caught: list[int] = []
     with contextlib.ExitStack() as held:
         namespace = held.enter_context(Namespace())
-        if namespace.holder is None:
+        if namespace.why_not:
             print(_OPEN.format(namespace.why_not), file=sys.stderr, flush=True)
         inside = namespace.environment()
         cluster = held.enter_context(LocalCluster(servers, workers, model_dir, shared, environment=inside))

@@ -1,9 +1,10 @@
 """A network of its own for the processes of a local cluster, where the system lets a user make one.
 
 TensorFlow's servers listen on all interfaces, and ask nobody who he is. In a network namespace that holds nothing but a
-loopback device, all interfaces are that one: nobody outside can connect, and nobody inside gets out. A process that does
-nothing else makes the namespace and holds it; the others enter it before they start TensorFlow. The run itself stays
-outside: it downloads, reads and writes, and is no part of the cluster's network.
+loopback device, all interfaces are that one: nobody outside can connect, and nobody inside gets out. A process of its own
+makes the namespace and ends; open files of the launcher keep it, so that no death of another process takes it away. The
+processes of the cluster enter it before they start TensorFlow. The run itself stays outside: it downloads, reads and writes,
+and is no part of the cluster's network.
 """
 
 import contextlib
@@ -17,61 +18,58 @@ import subprocess
 import sys
 
 VARIABLE = "K4P1_NETWORK_NAMESPACE"
-"""Environment variable: the process that holds the namespace; `open`, given by a user: make none."""
+"""Environment variable: where the namespaces are, kind=path; `open`, given by a user: make none."""
 OPEN = "open"
 
+_KINDS = ("user", "net")
 _NEW_NET, _NEW_USER = 0x40000000, 0x10000000
 _READ_FLAGS, _WRITE_FLAGS, _UP = 0x8913, 0x8914, 0x1
+_READY = "ready"
 
 
 class Namespace:
-    """`with Namespace() as namespace:` holds a namespace, if it could be made.
+    """`with Namespace() as namespace:` keeps a namespace, if it could be made.
 
     Attributes:
-      holder: the process that holds it; None: there is none.
       why_not: what the system said, where there is none.
     """
 
     def __init__(self):
-        self.holder: int | None = None
         self.why_not = ""
-        self._process: subprocess.Popen | None = None
+        self._open: dict[str, int] = {}
 
     def __enter__(self) -> "Namespace":
         if os.environ.get(VARIABLE) == OPEN:
             self.why_not = f"{VARIABLE}={OPEN}"
-            return self
-        if sys.platform != "linux":
+        elif sys.platform != "linux":
             self.why_not = f"{sys.platform} has no network namespaces"
-            return self
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import hold; hold()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        said = self._process.stdout.readline().strip()
-        if said == "ready":
-            self.holder = self._process.pid
         else:
-            self.why_not = said or "the process that makes it ended"
+            self._make()
         return self
 
+    def _make(self) -> None:
+        command = [sys.executable, "-c", f"from {__name__} import make; make()"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, start_new_session=True, **pipes) as maker:  # which ends when its input does
+            said = maker.stdout.readline().strip()
+            if said == _READY:
+                self._open = {kind: os.open(f"/proc/{maker.pid}/ns/{kind}", os.O_RDONLY) for kind in _KINDS}
+            else:
+                self.why_not = said or "the process that makes it ended"
+
     def __exit__(self, *_) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
-            self._process.stdout.close()
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open = {}
 
     def environment(self) -> dict[str, str]:
         """What processes are told that should enter it."""
-        return {} if self.holder is None else {VARIABLE: str(self.holder)}
+        paths = [f"{kind}=/proc/{os.getpid()}/fd/{descriptor}" for kind, descriptor in self._open.items()]
+        return {VARIABLE: ",".join(paths)} if paths else {}
 
 
-def hold() -> None:
-    """Makes a namespace, says so, and holds it until the process that started this one is gone."""
+def make() -> None:
+    """Makes a namespace around this process, says so, and waits until it is told to end."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     if libc.unshare(_NEW_NET):
@@ -87,7 +85,7 @@ def hold() -> None:
     except OSError as e:
         print(e.strerror, flush=True)
         return
-    print("ready", flush=True)
+    print(_READY, flush=True)
     sys.stdin.read()
 
 
@@ -104,12 +102,9 @@ def enter_if_told() -> None:
     Raises:
       OSError: it is gone, or may not be entered.
     """
-    holder = os.environ.get(VARIABLE, "")
-    if not holder.isdigit():
-        return
+    told = os.environ.get(VARIABLE, "")
     libc = ctypes.CDLL(None, use_errno=True)
-    for kind in ("user", "net"):
-        theirs = f"/proc/{holder}/ns/{kind}"
+    for kind, _, theirs in (part.partition("=") for part in told.split(",") if "=" in part):
         if os.readlink(theirs) == os.readlink(f"/proc/self/ns/{kind}"):
             continue
         descriptor = os.open(theirs, os.O_RDONLY)

@@ -81,7 +81,7 @@ def dataset(
     folder = ModelDir(model_dir)
     name = folder.one_task(task)
     definition, seed = _definition(folder, name, data)
-    _, pipeline = _opened(definition, seed)
+    _, pipeline = _opened(definition, seed, (definition.image_size, definition.image_size))
     batches = pipeline.sequential(split).unbatch().filter(lambda example: example["weight"] > 0)
 
     def pair(example):
@@ -96,12 +96,11 @@ def labels_of(model_dir: str | pathlib.Path, task: str) -> tuple[str, ...]:
     return patch_file.read_info(ModelDir(model_dir).patch(task)).labels
 
 
-def _opened(task: Task, seed: int) -> tuple[Source, Pipeline]:
-    """The data of a task as a run with this seed splits them, without augmentation."""
+def _opened(task: Task, seed: int, size: tuple[int, int]) -> tuple[Source, Pipeline]:
+    """The data of a task as a run with this seed splits them, without augmentation, in images of this size."""
     source = open_source(task.data, task.data_dir)
     splits = Splits(source, seed=seed, validation_fraction=task.validation_fraction)
     targets = objectives.find(task.objective).targets(source.labels)
-    size = (task.image_size, task.image_size)
     return source, Pipeline(source, splits, size, task.batch_size, targets, cache=False)
 
 
@@ -134,7 +133,7 @@ def measure(
     Raises:
       DataError: data with other labels.
     """
-    source, pipeline = _opened(task, seed)
+    source, pipeline = _opened(task, seed, patched.image_size)
     pipeline.examples(split)
     if source.labels != tuple(labels):
         raise errors.DataError(
