@@ -103,14 +103,15 @@ def enter_if_told() -> None:
       OSError: it is gone, or may not be entered.
     """
     told = os.environ.get(VARIABLE, "")
+    paths = dict(part.split("=", 1) for part in told.split(",") if "=" in part)
     libc = ctypes.CDLL(None, use_errno=True)
-    for kind, _, theirs in (part.partition("=") for part in told.split(",") if "=" in part):
-        if os.readlink(theirs) == os.readlink(f"/proc/self/ns/{kind}"):
-            continue
-        descriptor = os.open(theirs, os.O_RDONLY)
-        try:
+    with contextlib.ExitStack() as opened:
+        descriptors = []
+        for kind, path in paths.items():  # all before the first is entered, which may not look outside any more
+            if os.readlink(path) != os.readlink(f"/proc/self/ns/{kind}"):
+                descriptors.append(os.open(path, os.O_RDONLY))
+                opened.callback(os.close, descriptors[-1])
+        for descriptor in descriptors:
             if libc.setns(descriptor, 0):
                 number = ctypes.get_errno()
                 raise OSError(number, f"cannot enter the network of the local cluster: {os.strerror(number)}")
-        finally:
-            os.close(descriptor)
