@@ -21,6 +21,7 @@ _PUBLIC = {
     "application": "k4p1.backbones",
     "backbone_from_model": "k4p1.backbones",
     "cifar_resnet": "k4p1.backbones",
+    "compare": "k4p1.runs.compare",
     "compress": "k4p1.methods.compress",
     "dataset": "k4p1.runs.evaluate",
     "decathlon": "k4p1.methods.decathlon",

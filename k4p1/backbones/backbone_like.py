@@ -19,10 +19,10 @@ def as_backbone(given: BackboneLike) -> Backbone | Callable[[], Backbone]:
     """The backbone, or the function that makes it.
 
     Args:
-      given: a `Backbone`; a function without arguments; a functional `keras.Model`, see `from_model`; the path of a backbone
-        file, of a run's folder, or of a `.keras` file of such a model; or a name with options, `"MobileNetV2"`,
-        `"cifar_resnet(depth=20, weights='r20.npz')"`. A network of keras.applications has ImageNet weights unless `weights`
-        says otherwise, as in Keras.
+      given: a `Backbone`; a function without arguments, or one of keras.applications; a functional `keras.Model`, see
+        `from_model`; the path of a backbone file, of a run's folder, or of a `.keras` file of such a model; or a name with
+        options, `"MobileNetV2"`, `"cifar_resnet(depth=20, weights='r20.npz')"`. A network of keras.applications has
+        ImageNet weights unless `weights` says otherwise, as in Keras.
 
     Raises:
       ConfigError: nothing of this sort, an unknown network or a bad option.
@@ -33,6 +33,8 @@ def as_backbone(given: BackboneLike) -> Backbone | Callable[[], Backbone]:
         return build.from_model(given)
     if isinstance(given, (str, pathlib.Path)):
         return _named(str(given))
+    if given in build.applications().values():  # the function itself, keras.applications.MobileNetV2
+        return _named(given.__name__)
     if callable(given):
         return lambda: _made(given)
     raise errors.ConfigError(

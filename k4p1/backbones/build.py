@@ -34,6 +34,16 @@ _FAMILIES = (  # prefix of a keras.applications name -> how its own preprocess_i
     ("", "symmetric"),
 )
 
+_OURS = {
+    "include_top": "a backbone ends before the classifier, and each task brings its own head",
+    "pooling": "a backbone ends with global average pooling",
+    "input_shape": "the image size is that of each task",
+    "input_tensor": "the image size is that of each task",
+    "classes": "each task brings a head for its own classes",
+    "classifier_activation": "each task brings its own head, which puts out logits",
+}
+"""Arguments of keras.applications that a backbone decides, and how."""
+
 
 def applications() -> dict[str, Any]:
     """The networks of keras.applications by name."""
@@ -80,6 +90,8 @@ def application(
     has_own_width = width is not None and network != "InceptionV3"
     keras_arguments = {**arguments, **({"alpha": width} if has_own_width else {})}
     for name in keras_arguments:
+        if name in _OURS:
+            raise errors.ConfigError(f"{network}({name}={keras_arguments[name]!r}): {_OURS[name]}; leave it out")
         if name not in accepted:
             named = "width" if name == "alpha" else name
             raise errors.ConfigError(errors.unknown(f"argument of {network}", named, [*accepted, "weights"]))

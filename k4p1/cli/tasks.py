@@ -1,4 +1,4 @@
-"""Subcommands on finished tasks and files: `evaluate`, `compress`, `inspect`, `configs`."""
+"""Subcommands on finished tasks and files: `evaluate`, `compare`, `compress`, `inspect`, `configs`."""
 
 import pathlib
 from collections.abc import Sequence
@@ -42,6 +42,17 @@ def evaluate(f: flags.FlagValues) -> None:
     for title, counts, labels in tables_of_mistakes:
         mistakes = [(a, b, n, f"{share:.1%}") for a, b, n, share in confusion_matrix.worst(counts, labels)]
         tables.print_rows(title, ("label", "answer", "images", "of the label's"), mistakes)
+
+
+@command("Show finished runs in one table, a row per task.", arguments="MODEL_DIR ...")
+def compare(f: flags.FlagValues, folders: Sequence[str]) -> None:
+    """`k4p1 compare`."""
+    quiet_tensorflow.import_quietly()
+    from k4p1.runs import compare as comparison
+
+    if not folders:
+        raise errors.ConfigError("no folder given; add the folders of finished runs")
+    print(repr(comparison.compare(folders)))
 
 
 def _compress_flags(f: flags.FlagValues) -> None:

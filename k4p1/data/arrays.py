@@ -26,11 +26,7 @@ class Arrays(Source):
         self.name, self.labels = name, tuple(map(str, labels))
         given = {split: (np.asarray(images), np.asarray(numbers)) for split, (images, numbers) in splits.items()}
         for split, (images, numbers) in given.items():
-            if images.ndim != 4 or images.shape[-1] not in (1, 3) or numbers.shape != images.shape[:1]:
-                raise errors.DataError(
-                    f"{name}/{split}: expected images (n, height, width, 1 or 3) and labels (n,); "
-                    f"got {images.shape}, {numbers.shape}"
-                )
+            _check_shapes(f"{name}/{split}", images.shape, numbers.shape)
             if not _are_whole(numbers):
                 raise errors.DataError(f"{name}/{split}: labels are {numbers.dtype}; expected whole numbers of classes")
             if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.labels):
@@ -60,11 +56,28 @@ class Arrays(Source):
         return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
 
 
+def _check_shapes(what: str, images: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    """Raises DataError unless these are shapes of images and of a label for each; says what would mend it."""
+    hint = ""
+    if len(images) == 3:
+        hint = "; one image is images[None]" if images[-1] in (1, 3) else "; grey images are images[..., None]"
+    elif len(images) == 4 and images[1] in (1, 3) and images[-1] not in (1, 3):
+        hint = "; channels come last: numpy.moveaxis(images, 1, -1)"
+    if len(images) != 4 or images[-1] not in (1, 3):
+        raise errors.DataError(f"{what}: images are {images}; expected (n, height, width, 1 or 3){hint}")
+    if len(labels) != 1:
+        raise errors.DataError(f"{what}: labels are {labels}; expected (n,), one class per image")
+    if labels != images[:1]:
+        raise errors.DataError(f"{what}: {images[0]} images and {labels[0]} labels; expected a label for each image")
+
+
 def _check_pixels(what: str, images: np.ndarray) -> None:
     """Raises DataError unless images are numbers of 0 to 255."""
     if not (np.issubdtype(images.dtype, np.integer) or _is_float(images)):
         raise errors.DataError(f"{what}: images are {images.dtype}; expected whole numbers or floats of 0 to 255")
-    if images.size and not (images.min() >= 0 and images.max() <= 255):  # false for NaN, too
+    if _is_float(images) and not np.all(np.isfinite(images)):
+        raise errors.DataError(f"{what}: {np.sum(~np.isfinite(images)):,} values of the images are NaN or infinite")
+    if images.size and not (images.min() >= 0 and images.max() <= 255):
         raise errors.DataError(
             f"{what}: images go from {images.min()} to {images.max()}; scale or clip them to 0 to 255, or floats to 0 to 1"
         )

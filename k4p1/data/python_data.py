@@ -67,6 +67,9 @@ class PythonData(Source):
         if all(isinstance(part, (tuple, list)) for part in splits.values()):
             self._read  # noqa: B018  arrays are at hand: what is wrong with them is told at once
 
+    def __repr__(self) -> str:
+        return f"PythonData({', '.join(self._given)})"
+
     @functools.cached_property
     def _read(self) -> tuple[Source, Mapping[str, np.ndarray]]:
         columns = {split: _columns(part, f"data['{split}']") for split, part in self._given.items()}
@@ -78,7 +81,7 @@ class PythonData(Source):
         labels = {split: _numbers(labels, f"data['{split}']") for split, (_, labels, _) in columns.items()}
         most = 1 + max((int(found.max()) for found in labels.values() if found.size), default=0)
         images = {split: (one, labels[split]) for split, (one, _, _) in columns.items()}
-        arrays = Arrays(images, names or tuple(map(str, range(most))), name=self.name)
+        arrays = Arrays(images, names or tuple(map(str, range(most))), name="data")
         given = {split: weights for split, (_, _, weights) in columns.items() if weights is not None}
         weights = {}
         if given:

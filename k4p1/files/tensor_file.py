@@ -124,6 +124,8 @@ def _read_unchecked(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def _guarded(path: pathlib.Path, reading: Callable):
+    if path.is_dir():
+        raise errors.ArtifactError(f"{path} is a folder; expected a file")
     if not path.is_file():
         raise errors.ArtifactError(f"no file {path}")
     try:

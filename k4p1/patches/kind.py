@@ -80,7 +80,8 @@ class PatchKind(abc.ABC):
         chosen = [site for site in fitting if self._matches(site)]
         if not chosen:
             why = (
-                f"none of its {len(fitting)} fitting layers matches layers={self.layers}, stage={self.stage}"
+                f"none of its {len(fitting)} fitting layers matches layers={self.layers}, stage={self.stage}; they are "
+                f"called {', '.join(site.name for site in fitting[:4])}{', ...' if len(fitting) > 4 else ''}"
                 if fitting
                 else self.why_nothing(network)
             )

@@ -108,9 +108,15 @@ def load_patch(
       factors: folder of factor files, for a task whose adapters were compressed with those of others; or such factors.
 
     Raises:
+      ConfigError: arguments of other types.
       ArtifactError: damaged, of another version, for another backbone, or its tensors do not fit; says what differs. The
         backbone is not changed.
     """
+    if not isinstance(path, (str, pathlib.Path)) or not isinstance(backbone, Backbone):
+        raise errors.ConfigError(
+            f"load_patch(path, backbone): got a {type(path).__name__} and a {type(backbone).__name__}; expected the "
+            "path of a patch file and a Backbone"
+        )
     tensors, info = read_patch(path)
     _check_backbone(path, info, backbone)
     head_values = load_head(path, info, heads) if info.shared_head else None

@@ -78,5 +78,8 @@ class PatchSpec:
         """Every kind's options, defaults included, as stored in patch files."""
         return {k.name: k.options() for k in self.kinds}
 
+    def __repr__(self) -> str:
+        return f"PatchSpec({str(self)!r})"
+
     def __str__(self) -> str:
         return "+".join(map(str, self.kinds)) or NONE

@@ -2,7 +2,7 @@
 
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import console as rich_console
@@ -46,58 +46,70 @@ def print_updates(groups: Sequence[ParameterGroup], frozen: Mapping[str, int]) -
 
 
 _OF_RESULT = ("task", "steps", "validation", "test", "private trained", "statistics", "patch bytes")
+OF_RUNS = ("run", "task", "patch", *_OF_RESULT[1:])
+"""Columns of a comparison of runs."""
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """The selecting metric (accuracy of tasks that classify), parameters and bytes of every task of a finished run."""
-    _print(_of_result(result))
+    _print(_filled(_title(result), _OF_RESULT, _result_rows(result)))
 
 
 def result_text(result: Mapping[str, Any]) -> str:
     """What `print_result` prints."""
-    console = rich_console.Console(width=120, file=io.StringIO(), markup=False, emoji=False)
-    console.print(_of_result(result))
-    return console.file.getvalue().rstrip()
+    return text_of(_title(result), _OF_RESULT, _result_rows(result))
 
 
 def result_html(result: Mapping[str, Any]) -> str:
     """The same as an HTML table."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in _OF_RESULT)
-    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in _result_rows(result))
-    return f"<table><caption>{html.escape(_title(result))}</caption><tr>{head}</tr>{rows}</table>"
+    return html_of(_title(result), _OF_RESULT, _result_rows(result))
 
 
-def _of_result(result: Mapping[str, Any]) -> rich_table.Table:
-    table = _table(_title(result), *_OF_RESULT)
-    for row in _result_rows(result):
-        table.add_row(*row)
-    return table
+def result_cells(name: str, task: Mapping[str, Any], with_patch: bool = False) -> tuple[str, ...]:
+    """A row of such a table: a task and its entry of `result.json`."""
+    measured = (task.get(f"{split}_{task.get('metric', 'accuracy')}") for split in ("validation", "test"))
+    counts = ("private_trained", "private_statistics", "patch_bytes")
+    return (
+        name,
+        *((str(task.get("patch", "-")),) if with_patch else ()),
+        f"{task['steps']:,}",
+        *("-" if a is None else f"{a:.3f}" for a in measured),
+        *("-" if task.get(key) is None else f"{task[key]:,}" for key in counts),
+    )
 
 
 def _title(result: Mapping[str, Any]) -> str:
     return f"{result['shared_parameters']:,} shared parameters"
 
 
-def _result_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name, task in result["tasks"].items():
-        measured = (task.get(f"{split}_{task.get('metric', 'accuracy')}") for split in ("validation", "test"))
-        yield (
-            name,
-            f"{task['steps']:,}",
-            *("-" if a is None else f"{a:.3f}" for a in measured),
-            *(
-                "-" if task[key] is None else f"{task[key]:,}"
-                for key in ("private_trained", "private_statistics", "patch_bytes")
-            ),
-        )
+def _result_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [result_cells(name, task) for name, task in result["tasks"].items()]
+
+
+def text_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as text, 120 characters wide."""
+    console = rich_console.Console(width=120, file=io.StringIO(), markup=False, emoji=False)
+    console.print(_filled(title, columns, rows))
+    return console.file.getvalue().rstrip()
+
+
+def html_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as HTML."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Any table."""
+    _print(_filled(title, columns, rows))
+
+
+def _filled(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> rich_table.Table:
     table = _table(title, *columns)
     for row in rows:
         table.add_row(*map(str, row))
-    _print(table)
+    return table
 
 
 def _table(title: str, *columns: str) -> rich_table.Table:

@@ -12,6 +12,7 @@ from k4p1.backbones.backbone import Backbone
 from k4p1.patches import factor_file, patch_file
 from k4p1.patches.joint_compression import low_rank
 from k4p1.patches.patched_model import PatchedModel
+from k4p1.patches.spec import PatchSpec
 from k4p1.runs.model_dir import ModelDir
 from k4p1.tasks import attached_terms
 from k4p1.tasks.distillation import Teacher
@@ -24,12 +25,14 @@ class WarmStart:
 
     Attributes:
       path: of the patch file.
+      spec: its patch.
       tensors: its values by stored key.
       factors: adapter factors that the file shares with others.
       head: values of the head that it shares with others, or None.
     """
 
     path: pathlib.Path
+    spec: PatchSpec
     tensors: Mapping[str, np.ndarray]
     factors: Mapping[str, keras.Variable]
     head: Mapping[str, np.ndarray] | None
@@ -61,6 +64,11 @@ class WarmStart:
                 beta, gamma = low_rank(tensors.pop(key), expected[f"{place}/gamma"][1])
                 tensors |= {f"{place}/beta": beta, f"{place}/gamma": gamma}
         tensors |= self._new_head(patched, tensors)
+        if set(tensors) != set(expected):
+            raise errors.ArtifactError(
+                f"task '{patched.model.name}' cannot start from {self.path}: it has the patch '{self.spec}', the task "
+                f"'{patched.spec}'; give the task a patch with the same values"
+            )
         what = f"task '{patched.model.name}' ('{patched.spec}'), which starts from {self.path}"
         patched.restore(tensors, what)
         if self.head is not None and patched.spec.shares_head:
@@ -91,7 +99,7 @@ def read_warm_starts(tasks: Sequence[Task], backbone: Backbone) -> dict[str, War
         head = None
         if info.shared_head:
             head = patch_file.load_head(path, info, model_dir_of(path).heads)
-        starts[task.name] = WarmStart(path, tensors, factors, head)
+        starts[task.name] = WarmStart(path, info.spec, tensors, factors, head)
     return starts
 
 

@@ -19,7 +19,7 @@ from k4p1.patches.inference import inference_model
 from k4p1.patches.patched_model import FACTORS, LOGITS, PatchedModel
 from k4p1.runs.model_dir import ModelDir
 from k4p1.serving.mixed import MixedModel
-from k4p1.serving.predict import read_image, summary
+from k4p1.serving.predict import read_image, summaries
 from k4p1.tasks.objectives import CLASSIFICATION
 
 
@@ -78,6 +78,9 @@ class PatchSet(Mapping):
     def __getitem__(self, name: str) -> keras.Model:
         return self.model(name)
 
+    def __delitem__(self, name: str) -> None:
+        self.delete(name)
+
     def __repr__(self) -> str:
         names = self.names
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
@@ -103,6 +106,11 @@ class PatchSet(Mapping):
           ConfigError: the name is taken.
           ArtifactError: damaged, or for another backbone; the set stays as it was.
         """
+        if pathlib.Path(path).is_dir():
+            raise errors.ArtifactError(
+                f"{path} is a folder; give tasks/NAME/patch.safetensors of a run, or PatchSet.of_run(MODEL_DIR) for all "
+                "its tasks"
+            )
         info = patch_file.read_info(path)
         name = name or info.task
         self._check_free(name)
@@ -148,9 +156,13 @@ class PatchSet(Mapping):
         with self._lock:
             return self._merged.get(name, patched.model)
 
-    def __call__(self, name: str, images) -> np.ndarray | dict[str, np.ndarray]:
+    def __call__(self, name: str, images: Any) -> np.ndarray | dict[str, np.ndarray]:
         """What the head of a task puts out for images (batch, height, width, 3) of 0 to 255: logits (batch, classes) of one
         that classifies; arrays by name where a head has several outputs."""
+        if not isinstance(name, str):
+            raise errors.ConfigError(
+                f"the task is a {type(name).__name__}; expected (name, images), or predict([(name, image), ...]) for several"
+            )
         outputs = self.model(name)(images, training=False)
         return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
@@ -167,10 +179,11 @@ class PatchSet(Mapping):
           ConfigError: an unknown task, or one that does not classify.
           DataError: an image that cannot be read.
         """
+        pairs = _pairs(images)
         pixels = [
-            np.asarray(read_image(image, self._get(name).image_size, place)) for place, (name, image) in enumerate(images)
+            np.asarray(read_image(image, self._get(name).image_size, place)) for place, (name, image) in enumerate(pairs)
         ]
-        names = [name for name, _ in images]
+        names = [name for name, _ in pairs]
         for name in names:
             if self._objectives[name] != task_head.DEFAULT_OBJECTIVE:
                 raise errors.ConfigError(f"task '{name}' does not classify; ask model('{name}')")
@@ -186,7 +199,7 @@ class PatchSet(Mapping):
             for place, row in zip(places, self(name, np.stack([pixels[i] for i in places])), strict=True):
                 logits[place] = row
         return [
-            summary(CLASSIFICATION, {LOGITS: tf.constant(row)[None]}, self.labels(name), top)
+            summaries(CLASSIFICATION, {LOGITS: tf.constant(row)[None]}, self.labels(name), top)[0]
             for name, row in zip(names, logits, strict=True)
         ]
 
@@ -339,3 +352,21 @@ class PatchSet(Mapping):
             if name in self._tasks:
                 raise errors.ConfigError(f"this set has a task '{name}'; delete it first, or give another name")
             self._tasks[name], self._labels[name], self._objectives[name] = patched, labels, objective
+
+
+def _pairs(images: Any) -> list[tuple[str, Any]]:
+    """The pairs (task, image) that were given.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    expected = "predict: expected pairs (task, path or image), [('digits', image), ...]"
+    if isinstance(images, (str, Mapping)) or not isinstance(images, Iterable):
+        raise errors.ConfigError(f"{expected}; got a {type(images).__name__}")
+    pairs = list(images)
+    for place, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise errors.ConfigError(f"{expected}; number {place} is a {type(pair).__name__}")
+        if not isinstance(pair[0], str):
+            raise errors.ConfigError(f"{expected}; the task of number {place} is a {type(pair[0]).__name__}")
+    return pairs

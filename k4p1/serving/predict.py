@@ -15,6 +15,8 @@ from k4p1.serving.saved_model import outputs_of
 from k4p1.tasks import objectives
 from k4p1.tasks.objectives import Objective
 
+_BATCH = 32
+
 
 def predict(
     model_dir: str | pathlib.Path, task: str | None = None, images: Sequence = (), top: int = 3
@@ -44,19 +46,21 @@ def predict(
     objective = objectives.find(info.objective)
     patched = folder.load_task(name)
     pixels = [read_image(image, patched.image_size, place) for place, image in enumerate(images)]
-    found = []
-    for place, (image, read) in enumerate(zip(images, pixels, strict=True)):
-        shown = str(image) if isinstance(image, (str, pathlib.Path)) else str(place)
-        found.append((shown, summary(objective, outputs_of(patched.model, read[None]), info.labels, top)))
-    return found
+    answers = []
+    for start in range(0, len(pixels), _BATCH):
+        outputs = outputs_of(patched.model, tf.stack(pixels[start : start + _BATCH]))
+        answers += summaries(objective, outputs, info.labels, top)
+    names = [str(image if isinstance(image, (str, pathlib.Path)) else place) for place, image in enumerate(images)]
+    return list(zip(names, answers, strict=True))
 
 
-def summary(
+def summaries(
     objective: Objective, outputs: Mapping[str, tf.Tensor], labels: Sequence[str], top: int
-) -> list[tuple[str, float]]:
-    """What a task says of one image, from the outputs of its model (1, ...); see `Objective.summary`."""
-    answers = objective.answers(outputs)
-    return objective.summary({name: keras.ops.convert_to_numpy(one)[0] for name, one in answers.items()}, labels, top)
+) -> list[list[tuple[str, float]]]:
+    """What a task says of each image, from the outputs of its model (images, ...); see `Objective.summary`."""
+    answers = {name: keras.ops.convert_to_numpy(one) for name, one in objective.answers(outputs).items()}
+    count = len(next(iter(answers.values())))
+    return [objective.summary({name: one[i] for name, one in answers.items()}, labels, top) for i in range(count)]
 
 
 def read_image(image: object, size: tuple[int, int], place: int = 0):

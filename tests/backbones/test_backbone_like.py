@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from k4p1 import backbones, errors
+from k4p1 import backbones, errors, offline
 from k4p1.backbones import as_backbone
 from tests.conftest import small_model
 
@@ -55,6 +55,12 @@ def test_mistakes(given, says):
     with pytest.raises(errors.ConfigError) as caught:
         as_backbone(given)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_function_of_keras_is_the_network_it_makes(monkeypatch):
+    monkeypatch.setenv(offline.VARIABLE, "1")
+    with pytest.raises(errors.ArtifactError, match="ImageNet weights of MobileNetV2"):
+        as_backbone(keras.applications.MobileNetV2)()
 
 
 def test_a_function_that_makes_something_else():

@@ -266,6 +266,8 @@ def test_patch_sets_are_mappings(finished, tmp_path):
     answers = patches.predict([("a", IMAGES[0]), ("a", np.asarray(big))], top=1)
     assert answers[0][0][0] == str(int(np.argmax(result.models["a"].model(IMAGES[:1]))))
     assert [len(one) for one in answers] == [1, 1]
+    del patches["a"]
+    assert list(patches) == []
 
 
 def test_reports_of_several_steps_as_a_cluster_gives_them_end_epochs():
@@ -334,6 +336,14 @@ def test_float_images_of_0_to_1_are_predicted_as_they_are_trained(finished):
         (lambda: k4p1.PatchSet("runs"), "PatchSet.of_run(MODEL_DIR)"),
         (lambda: k4p1.save_backbone("a.safetensors", backbone()), "the first argument is a str"),
         (lambda: k4p1.predict("runs", ["a.png"]), "task is a list; expected a name"),
+        (lambda: k4p1.load_patch(backbone(), "a.safetensors"), "expected the path of a patch file and a Backbone"),
+        (lambda: k4p1.application("MobileNet", include_top=True), "a backbone ends before the classifier"),
+        (lambda: k4p1.PatchSet(backbone())(IMAGES, "a"), "the task is a ndarray; expected (name, images)"),
+        (lambda: k4p1.PatchSet(backbone()).predict(IMAGES), "number 0 is a ndarray"),
+        (lambda: k4p1.PatchSet(backbone()).predict({"a": IMAGES}), "got a dict"),
+        (lambda: k4p1.PatchSet(backbone()).predict([(IMAGES[0], "a")]), "the task of number 0 is a ndarray"),
+        (lambda: k4p1.compare(3), "runs is a int; expected folders of runs, or results"),
+        (lambda: k4p1.compare([]), "no run; give folders"),
         (lambda: finetune(backbone=""), "backbone is an empty text"),
         (lambda: finetune(backbone="weights.h5"), "is a file of weights alone; name the network"),
     ],
