@@ -16,6 +16,9 @@ from k4p1 import backbones
 
 BESIDE = pathlib.Path(os.environ.get("K4P1_SHARED", pathlib.Path(__file__).resolve().parents[2] / "shared"))
 """Folder with `data/` and `weights/`: real images and pretrained weights. Tests that need it skip without it."""
+SHALLOW = ("train.backbone = @cifar_resnet", "cifar_resnet.depth = 8")
+"""Bindings that give the quickstart a network of seven convolutions, for tests that do not care which it is: TensorFlow's
+graphs of MobileNetV2 take most of the time of a short run."""
 
 
 def pytest_configure(config):

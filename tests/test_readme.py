@@ -11,6 +11,7 @@ from k4p1 import backbones
 from k4p1.cli import gin_config, main
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.patch_file import save_patch
+from tests.conftest import SHALLOW
 
 pytestmark = pytest.mark.processes
 
@@ -30,7 +31,7 @@ RUNS = ("train", "decathlon", "packnet")
 
 def small(command):
     """Bindings that make a run short."""
-    shallow = [] if command == "train" else ["depth = 8"]
+    shallow = SHALLOW if command == "train" else ["depth = 8"]
     return [
         part
         for b in ("steps = 2", "batch_size = 8", f"{command}.recalibration_batches = 1", *shallow)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from k4p1 import errors, log_lines
+from k4p1.cluster.fork_server import ForkServer, NewProcesses, Process
 from k4p1.cluster.network_namespace import Namespace
-from k4p1.cluster.parent import VARIABLE as PARENT
 from k4p1.cluster.spec import COORDINATOR, SERVER, WORKER, ClusterSpec, on_this_machine
 from k4p1.files import run_lock, run_record
 
@@ -22,6 +22,8 @@ _STOP_SECONDS = 60.0
 _MOST_RESTARTS = 100
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSALS = (1, 2)
+_IMPORTED = ("keras", "k4p1.cli.main", "k4p1.cli.gin_config")
+"""What the processes of a local cluster have in common."""
 _OPEN = (
     "TensorFlow's servers listen on all interfaces, without authentication, while this local cluster runs (no network of "
     "its own: {})"
@@ -33,7 +35,7 @@ class _Member:
     """A server or worker: its process, how often it was restarted, and how often in a row without success."""
 
     spec: ClusterSpec
-    process: subprocess.Popen | None = None
+    process: Process | None = None
     restarts: int = 0
     in_vain: int = 0
     next_start: float = 0.0
@@ -52,6 +54,7 @@ class LocalCluster:
       flags: of the command line, which the processes compare with the run's: `--gin_file`, `--gin_bindings`.
       restarts: how many failed starts in a row are tolerated.
       environment: further variables of servers and workers.
+      processes: how they are started; each as a process of its own if not given.
 
     Attributes:
       spec: the cluster, seen by its coordinator.
@@ -68,12 +71,14 @@ class LocalCluster:
         *,
         restarts: int = 5,
         environment: Mapping[str, str] | None = None,
+        processes: NewProcesses | ForkServer | None = None,
     ):
         self.spec = on_this_machine(servers, workers)
         self.failure: str | None = None
         self.refusal: int | None = None
         self._model_dir, self._flags, self._restarts = model_dir, list(flags), restarts
         self._environment = dict(environment or {})
+        self._processes = processes or NewProcesses()
         self._members = [
             _Member(self.spec.of(job, index)) for job in (SERVER, WORKER) for index in range(len(self.spec.jobs[job]))
         ]
@@ -112,7 +117,7 @@ class LocalCluster:
         if process is not None:
             process.kill()
 
-    def process(self, job: str, index: int) -> subprocess.Popen | None:
+    def process(self, job: str, index: int) -> Process | None:
         """The present process of a member; None between two of them."""
         with self._lock:
             return next(m.process for m in self._members if (m.spec.job, m.spec.index) == (job, index))
@@ -122,13 +127,12 @@ class LocalCluster:
         return self._model_dir / "logs" / f"{spec.job}_{spec.index}.log"
 
     def _start(self, member: _Member) -> None:
-        command = [sys.executable, "-m", "k4p1", "join", "--model_dir", str(self._model_dir), *self._flags]
+        arguments = ["join", "--model_dir", str(self._model_dir), *self._flags]
         environment = {**_threads(member.spec), **os.environ, "TF_CONFIG": member.spec.as_tf_config(), **_gpu(member.spec)}
-        environment |= {PARENT: str(os.getpid()), **self._environment}
-        with open(self.log(member.spec), "ab") as log:
-            member.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        environment |= self._environment
+        member.process = self._processes.start(
+            arguments, environment, self.log(member.spec), f"{member.spec.job} {member.spec.index}"
+        )
 
     def _watch(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
@@ -214,19 +218,12 @@ def _launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers
         if namespace.why_not:
             print(_OPEN.format(namespace.why_not), file=sys.stderr, flush=True)
         inside = namespace.environment()
-        cluster = held.enter_context(LocalCluster(servers, workers, model_dir, shared, environment=inside))
-        environment = {
-            **os.environ,
-            **inside,
-            "TF_CONFIG": cluster.spec.as_tf_config(),
-            PARENT: str(os.getpid()),
-            **_gpu(cluster.spec),
-        }
-        coordinator = subprocess.Popen(
-            [sys.executable, "-m", "k4p1", command, "--model_dir", str(model_dir), *flags],
-            env=environment,
-            start_new_session=True,
-        )
+        processes = NewProcesses() if _gpus() else ForkServer(_IMPORTED, model_dir)
+        held.callback(processes.close)
+        cluster = LocalCluster(servers, workers, model_dir, shared, environment=inside, processes=processes)
+        held.enter_context(cluster)
+        environment = {**os.environ, **inside, "TF_CONFIG": cluster.spec.as_tf_config(), **_gpu(cluster.spec)}
+        coordinator = processes.start([command, "--model_dir", str(model_dir), *flags], environment, name=command)
 
         def forward(number, _frame) -> None:
             caught.append(number)
@@ -237,7 +234,7 @@ def _launch(command: str, flags: Sequence[str], model_dir: pathlib.Path, servers
             while coordinator.poll() is None and cluster.failure is None:
                 time.sleep(_LOOK_SECONDS)
             if cluster.failure is not None:
-                coordinator.terminate()
+                coordinator.send_signal(signal.SIGTERM)
             code = coordinator.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             coordinator.kill()

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from tests.conftest import SHALLOW
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 400
 
@@ -27,7 +29,7 @@ class ClusterRun:
 
     def __init__(self, folder, cluster, *bindings):
         self.folder, self._seen = folder, set()
-        small = ("batch_size = 8", "train.recalibration_batches = 2")
+        small = ("batch_size = 8", "train.recalibration_batches = 2", *SHALLOW)
         self._command = [sys.executable, "-m", "k4p1", "train", "--gin_file", "quickstart", "--model_dir", str(folder)]
         self._command += ["--local_cluster", cluster]
         self._command += [part for binding in (*small, *bindings) for part in ("--gin_bindings", binding)]
@@ -118,7 +120,7 @@ def _processes_of(folder):
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "k4p1" in words and any(str(folder) in word for word in words):
+        if any(word.startswith("k4p1") for word in words) and any(str(folder) in word for word in words):
             found[int(path.parent.name)] = " ".join(words)
     return found
 

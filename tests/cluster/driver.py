@@ -24,6 +24,7 @@ import tensorflow as tf  # noqa: E402
 
 from k4p1 import errors  # noqa: E402
 from k4p1.cluster.connection import Connection  # noqa: E402
+from k4p1.cluster.fork_server import ForkServer  # noqa: E402
 from k4p1.cluster.local import LocalCluster  # noqa: E402
 from k4p1.cluster.policy import WorkerPolicy  # noqa: E402
 from k4p1.cluster.store import ServerStore  # noqa: E402
@@ -512,7 +513,8 @@ def main():
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         run_record.announce(pathlib.Path(folder), run_record.UNKNOWN)
-        with LocalCluster(2, 2, pathlib.Path(folder)) as cluster:
+        processes = ForkServer((), pathlib.Path(folder))
+        with LocalCluster(2, 2, pathlib.Path(folder), processes=processes) as cluster:
             connection = Connection(cluster.spec, 120.0)
             for experiment in EXPERIMENTS:
                 if len(sys.argv) > 1 and experiment.__name__ not in sys.argv[1:]:

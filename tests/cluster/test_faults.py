@@ -38,7 +38,7 @@ def check_counts(run, groups, resumed=False, steps=STEPS):
 
 def test_workers_are_killed(cluster_run):
     """One in the middle of a step, the same one again, then all of a group."""
-    run = cluster_run("ps:2,workers:3", "steps = 1500", "digits/Task.workers = 2").start()
+    run = cluster_run("ps:2,workers:3", "steps = 900", "digits/Task.workers = 2").start()
     run.wait_for_steps(20)
     for times in (1, 2):
         run.kill("worker_1")
@@ -47,7 +47,7 @@ def test_workers_are_killed(cluster_run):
     run.kill("worker_1")
     code, said = run.finish()
     assert code == 0, said
-    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]}, steps=1500)
+    result = check_counts(run, {"digits": ["0", "1"], "parity": ["2"]}, steps=900)
     assert 1 <= result["interrupted_steps"]["digits"] <= 4
     assert said.count("worker 1 ended (SIGKILL); starting it again") == 3
     assert "worker 1 of digits is lost; its group continues with 0" in said

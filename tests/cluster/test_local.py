@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from k4p1.cluster import local
+from k4p1.cluster import fork_server, local
 from k4p1.cluster.local import LocalCluster
 
 pytestmark = pytest.mark.processes
@@ -23,7 +23,7 @@ def stand_in(monkeypatch):
         def popen(command, **how):
             return real([sys.executable, "-c", program], **how)
 
-        monkeypatch.setattr(local.subprocess, "Popen", popen)
+        monkeypatch.setattr(fork_server.subprocess, "Popen", popen)
         monkeypatch.setattr(local, "_LONGEST_PAUSE_SECONDS", 0.05)
         monkeypatch.setattr(local, "_LOOK_SECONDS", 0.02)
 

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from k4p1.cluster.spec import from_environment, on_this_machine
+from tests.conftest import SHALLOW
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SMALL = ["steps = 3", "batch_size = 8", "train.recalibration_batches = 1"]
+SMALL = ["steps = 3", "batch_size = 8", "train.recalibration_batches = 1", *SHALLOW]
 LIMIT_SECONDS = 200
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(2 * LIMIT_SECONDS)]

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from k4p1.files import tensor_file
+from tests.conftest import SHALLOW
 
 pytestmark = pytest.mark.processes
 
@@ -20,6 +21,7 @@ BINDINGS = [
     "train.checkpoint_every = 2",
     "train.evaluate_every = 8",
     "train.recalibration_batches = 2",
+    *SHALLOW,
 ]
 LIMIT_SECONDS = 240
 
