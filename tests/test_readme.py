@@ -11,7 +11,7 @@ from k4p1 import backbones
 from k4p1.cli import gin_config, main
 from k4p1.patches.apply import apply_patches
 from k4p1.patches.patch_file import save_patch
-from tests.conftest import SHALLOW
+from tests.conftest import SHALLOW, small_model
 
 pytestmark = pytest.mark.processes
 
@@ -29,9 +29,9 @@ OURS = [shlex.split(line)[1:] for line in SHELL if line.startswith("k4p1 ")]
 RUNS = ("train", "decathlon", "packnet")
 
 
-def small(command):
+def small(command, is_dry):
     """Bindings that make a run short."""
-    shallow = SHALLOW if command == "train" else ["depth = 8"]
+    shallow = ["depth = 8"] if command != "train" else [] if is_dry else SHALLOW
     return [
         part
         for b in ("steps = 2", "batch_size = 8", f"{command}.recalibration_batches = 1", *shallow)
@@ -39,10 +39,11 @@ def small(command):
     ]
 
 
-def test_the_python_example_runs(tmp_path, capsys):
+def test_the_python_example_runs(tmp_path, capsys, monkeypatch):
     example, _ = (block for language, block in BLOCKS if language == "python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     short = example.replace("/tmp/k4p1", str(tmp_path)).replace("steps=100", "steps=2").replace("epochs=2", "steps=2")
+    monkeypatch.setattr(k4p1, "mobilenet_v2", lambda width: backbones.from_model(small_model(), name="small"))
     exec(compile(short, "README.md", "exec"), {})
     assert (tmp_path / "served" / "digits" / "1" / "saved_model.pb").is_file()
     assert "input_scaling" in capsys.readouterr().out
@@ -67,10 +68,10 @@ def test_the_commands_run(tmp_path, capsys):
         if arguments[0] in ("finetune", "predict"):
             continue  # want data and weights of the reader's own
         if arguments[0] in RUNS:
-            arguments += small(arguments[0])
+            arguments += small(arguments[0], "--dry_run" in arguments)
         if arguments[0] == "nettailor":
             short = [f"{phase}_epochs = 1" for phase in ("teacher", "student", "retrain")]
-            for binding in ("depth = 8", "remove = [1]", "threshold = 0.0", *short):
+            for binding in ("depth = 8", "image_size = 16", "remove = [1]", "threshold = 0.0", *short):
                 arguments += ["--gin_bindings", binding]
         assert main.main(arguments) == 0, (arguments, capsys.readouterr().err)
         ran.append(arguments[0])

@@ -17,7 +17,6 @@ import k4p1
 from k4p1 import backbones
 from k4p1.cli import gin_files, main
 from k4p1.files import tensor_file
-from tests.conftest import SHALLOW
 
 ROOT = pathlib.Path(k4p1.__file__).parents[1]
 
@@ -36,7 +35,6 @@ QUICK = [
     *("--gin_bindings", "batch_size = 16"),
     *("--gin_bindings", "train.evaluate_every = 4"),
     *("--gin_bindings", "train.recalibration_batches = 2"),
-    *(part for binding in SHALLOW for part in ("--gin_bindings", binding)),
 ]
 """Makes the quickstart a run of seconds."""
 
