@@ -215,7 +215,7 @@ def test_a_trained_alpha_starts_an_adapter_of_lower_rank(run, tmp_path):
     spec = "parallel_adapter(layers=mix,rank=3)+scale_bias+head"
     task = dataclasses.replace(definition, patch=spec, init_from=str(folder.patch("a")), steps=1)
     with pytest.raises(
-        errors.ArtifactError, match="cannot start from .*it has the patch"
+        errors.ArtifactError, match=r"cannot start from .*it has the patch"
     ):  # the file has an adapter of the stem
         k4p1.finetune(backbone=folder.load_backbone, task=task, quiet=True)
     root = finished(tmp_path, ("z",), "parallel_adapter(layers=mix)+scale_bias+head", backbone=folder.load_backbone())
