@@ -53,6 +53,8 @@ LARGE = {
     "ConvNeXtLarge": 32,
 }
 """The smallest and a large member of each family, and the image side at which they are tried."""
+DEEPEST = ("EfficientNetB7", "EfficientNetV2L")
+"""Networks whose last maps are one pixel, and whose gradients overflow where batch statistics are those of two values."""
 RUN = "run and export"
 PAGE = ROOT / "docs" / "networks.md"
 
@@ -154,7 +156,7 @@ def train(name: str, folder: pathlib.Path) -> dict:
         found[spec] = trial.outcome(trial.train_step, backbone, spec, side, folder / str(number))
         gc.collect()
     patch = "head" if found["scale_bias+head"].startswith(trial.NO_FIT) else "scale_bias+head"
-    found[RUN] = trial.outcome(trial.run, make, side, folder / "run", patch)
+    found[RUN] = trial.outcome(trial.run, make, side, folder / "run", patch, 8 if name in DEEPEST else 2)
     return found
 
 
@@ -235,8 +237,9 @@ folded one. The last column is a real run of one step (`finetune` with `scale_bi
 fit), whose files the fresh process loads, evaluates and exports as a SavedModel, which is compared with the task model.
 `train` is multi-task training, where the shared weights learn, with `head`.
 
-A trial has random weights and two images of mostly 32 pixels per batch, so that the last maps of a deep network are one
-pixel and their batch statistics are those of two values: the deepest networks diverge in such a run.
+A trial has random weights and two images of mostly 32 pixels per batch. The last maps of a network are then one pixel, and
+their batch statistics those of two values, in which the gradients of EfficientNetB7 and EfficientNetV2L overflow: their runs
+have batches of eight.
 
 *yes*: all of that, same answers. *–*: the patch does not fit the network and is refused before training; *no*: it fails.
 Numbers refer to the notes below.

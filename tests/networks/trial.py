@@ -76,10 +76,18 @@ def check_step(folder: pathlib.Path, side: int) -> None:
     assert multiply_adds(patched.model) > 0
 
 
-def run(make: Callable[[], k4p1.Backbone], side: int, folder: pathlib.Path, patch: str = "scale_bias+head") -> None:
+def run(
+    make: Callable[[], k4p1.Backbone], side: int, folder: pathlib.Path, patch: str = "scale_bias+head", batch_size: int = 2
+) -> None:
     """A real run of one step, from its checks before training to the files behind it."""
     task = k4p1.Task(
-        name=_TASK, data=source(side), patch=patch, image_size=side, batch_size=2, steps=1, validation_fraction=0.0
+        name=_TASK,
+        data=source(side, train=2 * batch_size),
+        patch=patch,
+        image_size=side,
+        batch_size=batch_size,
+        steps=1,
+        validation_fraction=0.0,
     )
     result = k4p1.finetune(backbone=make, task=task, model_dir=folder, quiet=True, recalibration_batches=2)
     entry = result.summary["tasks"][_TASK]
@@ -113,14 +121,14 @@ def outcome(function: Callable, *arguments) -> str:
     return WORKS
 
 
-def source(side: int) -> data.Arrays:
-    """A few random images: 4 to train on, 2 to test on."""
+def source(side: int, train: int = 4) -> data.Arrays:
+    """A few random images: some to train on, 2 to test on."""
     random = np.random.default_rng(0)
 
     def split(count):
         return random.integers(0, 256, (count, side, side, 3), np.uint8), np.arange(count) % len(_LABELS)
 
-    return data.Arrays({"train": split(4), "test": split(2)}, _LABELS)
+    return data.Arrays({"train": split(train), "test": split(2)}, _LABELS)
 
 
 def _images(side: int) -> np.ndarray:
