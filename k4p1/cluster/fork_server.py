@@ -217,6 +217,7 @@ def main(arguments: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # who started it ends it
         signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would not survive a fork, and servers need none
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of a process of a cluster, see `quiet_tensorflow`; read once
     quiet_tensorflow.only_import()
     for module in modules:
         importlib.import_module(module)

@@ -185,7 +185,7 @@ def test_files_that_are_none_of_ours(tmp_path, content, message):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(errors.ArtifactError, match="no file"):
+    with pytest.raises(errors.ArtifactError, match="is a folder; expected a file"):
         tensor_file.read(tmp_path, "kind", 1)
 
 
