@@ -73,7 +73,8 @@ class ForkServer:
     """Starts `k4p1 ARGUMENTS` by forks of a process that has imported TensorFlow and other modules.
 
     That process ends with this one, or when the server is closed, and what was forked from it ends then, see
-    `k4p1.cluster.parent`. When it dies, the next start makes a new one.
+    `k4p1.cluster.parent`. When it dies, the next start makes a new one, and what was forked from the old one counts as
+    killed once it is gone.
 
     Args:
       modules: to import.
@@ -87,6 +88,7 @@ class ForkServer:
         self._unread = b""
         self._ended: dict[int, int] = {}
         self._running: set[int] = set()
+        self._orphans: set[int] = set()
         self._lock = threading.RLock()
         self._plain = NewProcesses()
         self._is_usable = sys.platform == "linux"
@@ -106,7 +108,7 @@ class ForkServer:
                 _write(self._requests, json.dumps(request))
                 started = self._reply("pid")
             except (BrokenPipeError, EOFError) as e:
-                self._lose_all()
+                self._lose()
                 raise OSError("the process that others are forked from is lost") from e
             self._running.add(started["pid"])
             return _Forked(self, started["pid"])
@@ -119,7 +121,10 @@ class ForkServer:
                 self._process.wait()
                 os.close(self._replies)
                 self._process = None
-                self._lose_all()
+                self._lose()
+            for pid in self._orphans:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def exit_code(self, pid: int) -> int | None:
         """The exit code of a process, negative for a signal; None while it runs."""
@@ -128,14 +133,17 @@ class ForkServer:
                 while pid not in self._ended and self._process is not None and self._is_told():
                     self._reply("ended")
             except EOFError:
-                self._lose_all()
+                self._lose()
+            if pid in self._orphans and _is_gone(pid):
+                self._orphans.discard(pid)
+                self._ended[pid] = -signal.SIGKILL
             return self._ended.get(pid)
 
     def _open(self) -> None:
         if self._process is not None:
             os.close(self._requests)
             os.close(self._replies)
-            self._lose_all()
+            self._lose()
         theirs, self._requests = os.pipe()
         self._replies, their_replies = os.pipe()
         self._unread = b""
@@ -170,13 +178,17 @@ class ForkServer:
     def _is_told(self) -> bool:
         return b"\n" in self._unread or bool(select.select([self._replies], [], [], 0)[0])
 
-    def _lose_all(self) -> None:
-        """Kills what was forked: its exit code will never be told."""
-        for pid in self._running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            self._ended.setdefault(pid, -signal.SIGKILL)
+    def _lose(self) -> None:
+        """Nobody will tell the exit codes of what was forked; it ends by itself, the coordinator when it has saved."""
+        self._orphans |= self._running
         self._running = set()
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 class _Forked:
