@@ -82,6 +82,10 @@ class PythonData(Source):
         most = 1 + max((int(found.max()) for found in labels.values() if found.size), default=0)
         images = {split: (one, labels[split]) for split, (one, _, _) in columns.items()}
         arrays = Arrays(images, names or tuple(map(str, range(most))), name="data")
+        seen = np.bincount(images["train"][1].astype(np.int64), minlength=len(arrays.labels))
+        if missing := [label for label, count in zip(arrays.labels, seen, strict=True) if not count]:
+            shown = [*missing[:5], *(["..."] if missing[5:] else [])]
+            print(f"data: no image to train on of {len(missing)} classes: {', '.join(shown)}")
         given = {split: weights for split, (_, _, weights) in columns.items() if weights is not None}
         weights = {}
         if given:

@@ -185,7 +185,7 @@ def find(optimizer: "Optimizer | str") -> Optimizer:
       ConfigError: unknown name, or neither.
     """
     if isinstance(optimizer, str):
-        return make(optimizer)
+        return make(optimizer if optimizer in OPTIMIZERS else optimizer.lower())  # `Adam`, as Keras calls it
     if not isinstance(optimizer, Optimizer):
         raise errors.ConfigError(f"optimizer={optimizer!r}; expected a name or an Optimizer")
     return optimizer

@@ -65,6 +65,11 @@ def test_splits_and_sample_weights():
     assert [float(one["sample_weight"]) for one in source.examples("validation")] == [1.0] * 6
 
 
+def test_classes_without_an_image_to_train_on_are_said(capsys):
+    assert python_data.as_source((IMAGES, 2 * LABELS)).labels == tuple("01234")
+    assert "data: no image to train on of 2 classes: 1, 3\n" in capsys.readouterr().out
+
+
 def test_floats_of_0_to_1_are_recognised_and_said(capsys):
     source = python_data.as_source((IMAGES.astype(np.float32) / 255, LABELS))
     assert "float images of 0 to 1 are multiplied by 255" in capsys.readouterr().out

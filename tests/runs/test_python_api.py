@@ -362,3 +362,4 @@ def test_forms_that_are_taken(tmp_path, capsys):
     assert k4p1.load_task(tmp_path).labels == ("blue", "green", "red")
     assert k4p1.fold(result.models["a"]).output_shape == (None, 3)
     assert k4p1.Task(data=tmp_path, name="a").data == str(tmp_path)
+    assert k4p1.OptimizerConfig(optimizer="AdamW") == k4p1.OptimizerConfig(optimizer="adamw")
