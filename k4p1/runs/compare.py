@@ -45,20 +45,19 @@ def compare(runs: Mapping[str, Run] | Sequence[Run] | Run, *more: Run) -> Compar
     Args:
       runs: folders of runs, or what `train` and `finetune` returned; a mapping gives them names. Folders are called by their
         last part, or whole where two have the same.
-      *more: further ones.
+      *more: further ones, without names.
 
     Raises:
+      ConfigError: no run, a dry run, or something else than a run.
       ArtifactError: a folder that holds no finished run.
     """
     if isinstance(runs, (str, pathlib.Path, RunResult)):
         runs = [runs]
     elif not isinstance(runs, (Mapping, Sequence)):
         raise errors.ConfigError(f"compare: runs is a {type(runs).__name__}; expected folders of runs, or results")
-    named = dict(runs) if isinstance(runs, Mapping) else _named(runs)
-    for name, run in _named(more).items():
-        if name in named:
-            raise errors.ConfigError(f"compare: two runs are called '{name}'; give {{name: run, ...}}")
-        named[name] = run
+    if isinstance(runs, Mapping) and more:
+        raise errors.ConfigError("compare: give {name: run, ...}, or runs one after another")
+    named = dict(runs) if isinstance(runs, Mapping) else _named([*runs, *more])
     if not named:
         raise errors.ConfigError("compare: no run; give folders of finished runs, or results")
     return Comparison([{**entry, "run": name, "task": task} for name, run in named.items() for task, entry in _tasks(run)])

@@ -34,7 +34,7 @@ def test_a_row_for_every_task(tmp_path, capsys):
     assert [(row["run"], row["task"], row["steps"]) for row in found.rows] == [
         ("one", "a", 1200),
         ("one", "b", 1200),
-        ("run 1", "a", 7),
+        ("run 2", "a", 7),
     ]
     lines = [line.replace("│", " ").split() for line in repr(found).splitlines()]
     assert ["one", "a", "scale_bias+head", "1,200", "0.500", "0.250", "1,234", "56", "7,890"] in lines
@@ -48,8 +48,9 @@ def test_names(tmp_path):
     first, second = (finished(tmp_path / part / "run", a=ENTRY) for part in ("x", "y"))
     assert [row["run"] for row in k4p1.compare([first, second]).rows] == [str(first), str(second)]
     assert [row["run"] for row in k4p1.compare({"small": first, "large": second}).rows] == ["small", "large"]
-    with pytest.raises(errors.ConfigError, match="two runs are called 'run'"):
-        k4p1.compare([first], second)
+    assert [row["run"] for row in k4p1.compare(first, second).rows] == [str(first), str(second)]
+    with pytest.raises(errors.ConfigError, match="or runs one after another"):
+        k4p1.compare({"small": first}, second)
 
 
 @pytest.mark.parametrize(
