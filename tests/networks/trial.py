@@ -123,12 +123,12 @@ def outcome(function: Callable, *arguments) -> str:
 
 def source(side: int, train: int = 4) -> data.Arrays:
     """A few random images: some to train on, 2 to test on."""
-    random = np.random.default_rng(0)
 
-    def split(count):
+    def split(seed, count):
+        random = np.random.default_rng(seed)
         return random.integers(0, 256, (count, side, side, 3), np.uint8), np.arange(count) % len(_LABELS)
 
-    return data.Arrays({"train": split(train), "test": split(2)}, _LABELS)
+    return data.Arrays({"train": split(0, train), "test": split(1, 2)}, _LABELS)
 
 
 def _images(side: int) -> np.ndarray:
