@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them all, three at a time, as many of them wait; arguments go to pytest.
+# Installs what the tests need and runs them all, two at a time; arguments go to pytest.
 #
 #   bash launch/test.sh [--quick] [-k NAME] [-x] ...
 #
@@ -11,6 +11,4 @@ k4p1_install '.[dev]'
 
 ruff check .
 ruff format --check .
-at_a_time=3
-[[ " $* " == *" --quick "* ]] && at_a_time=2
-python -m pytest -n "$at_a_time" --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

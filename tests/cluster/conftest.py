@@ -59,13 +59,13 @@ class ClusterRun:
         """What the run last told, a line each."""
         return [event["text"] for event in self.read("status.json").get("events", [])]
 
-    def wait_for(self, condition, what):
+    def wait_for(self, condition, what, pause=0.02):
         while not condition():
             if self.process.poll() is not None or time.monotonic() > self._end:
                 code = self.process.poll()
                 self.kill_all()
                 raise AssertionError(f"no {what}; exit {code}: {self.process.stderr.read()[-3000:]}")
-            time.sleep(0.02)
+            time.sleep(pause)
 
     def wait_for_steps_of(self, worker, count):
         self.wait_for(

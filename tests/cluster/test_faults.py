@@ -73,9 +73,10 @@ def test_a_server_is_killed(cluster_run):
 
 def test_the_coordinator_is_killed_during_a_checkpoint(cluster_run):
     """What was half written does not count; the same command goes on. Then SIGTERM, and once more."""
-    run = cluster_run("ps:1,workers:2", f"steps = {STEPS}", "train.checkpoint_every = 50").start()
+    run = cluster_run("ps:1,workers:2", f"steps = {STEPS}", "train.checkpoint_every = 20").start()
     run.wait_for(lambda: list(run.folder.glob("checkpoints/step_*")), "first checkpoint")
-    run.wait_for(lambda: list(run.folder.glob("checkpoints/.step_*.partial")), "second one being written")
+    # A small one is written within milliseconds.
+    run.wait_for(lambda: list(run.folder.glob("checkpoints/.step_*.partial")), "another one being written", pause=0.0005)
     os.kill(run.read("status.json")["pid"], signal.SIGKILL)
     code, said = run.finish()
     assert code == 75 and "the coordinator is lost (SIGKILL)" in said.strip().splitlines()[-1], said
