@@ -1,6 +1,7 @@
 """What processes of a run print, as log lines: with the time in front, or as JSON objects."""
 
 import contextlib
+import errno
 import io
 import json
 import sys
@@ -9,11 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEVELS = {"k4p1: warning: ": "warning", "k4p1: ": "error", "ALARM: ": "alarm"}
 
 
 class LogStream(io.TextIOBase):
     """A text stream that passes on whole lines, each `2026-01-31T12:00:00.000Z text`, or a JSON object.
+
+    A line for which its file has no room is given up, or written with the next one.
 
     Args:
       stream: where the lines go.
@@ -45,8 +49,12 @@ class LogStream(io.TextIOBase):
             text = json.dumps({"time": moment, "level": level, "text": plain, **fields})
         else:
             text = f"{moment} {text}"
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except OSError as e:  # a full disk costs lines, not the run
+            if e.errno not in _NO_ROOM:
+                raise
 
     def flush(self) -> None:
         self._stream.flush()

@@ -1,9 +1,14 @@
 """Log lines: the time in front of text, or one JSON object per line."""
 
+import contextlib
+import errno
 import io
 import json
 import re
+import resource
 import sys
+
+import pytest
 
 from k4p1 import log_lines
 from k4p1.cli import main
@@ -56,3 +61,27 @@ def test_an_error_is_an_object_like_the_other_lines(capsys):
     assert main.main(["train", "--log_json", "--gin_file", "quickstat", "--model_dir", "m"]) == 1
     error = json.loads(capsys.readouterr().err)
     assert error["level"] == "error" and error["text"].startswith("unknown gin file 'quickstat'; did you mean 'quickstart'")
+
+
+@pytest.mark.parametrize(("number", "is_kept_quiet"), [(errno.ENOSPC, True), (errno.EFBIG, True), (errno.EBADF, False)])
+def test_a_full_disk_costs_lines_and_not_the_run(number, is_kept_quiet):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(number, "no room")
+
+    stream = log_lines.LogStream(Full(), as_json=False)
+    with contextlib.nullcontext() if is_kept_quiet else pytest.raises(OSError, match="no room"):
+        stream.write("a line\n")
+
+
+def test_a_line_for_which_there_was_no_room_comes_with_the_next_one(tmp_path):
+    with open(tmp_path / "log", "w") as file:
+        stream = log_lines.LogStream(file, as_json=True)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            stream.write("first\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        stream.write("second\n")
+    assert [json.loads(line)["text"] for line in (tmp_path / "log").read_text().splitlines()] == ["first", "second"]

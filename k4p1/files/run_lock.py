@@ -29,11 +29,19 @@ class RunLock:
         self._handle, self._who = handle, f"process {os.getpid()} on {socket.gethostname()}\n"
 
     def waits_for(self, whom: str) -> None:
-        """Says for whom the process waits before it can begin; empty: for nobody."""
-        self._handle.seek(0)
-        self._handle.truncate(0)
-        self._handle.write(self._who + (f"{_WAITS_FOR}{whom}\n" if whom else ""))
-        self._handle.flush()
+        """Says for whom the process waits before it can begin; empty: for nobody. On a full disk the old text stays."""
+        with contextlib.suppress(OSError):
+            self.write(whom)
+
+    def write(self, whom: str) -> None:
+        """Writes who holds the lock, and for whom it waits.
+
+        Raises:
+          OSError: the file cannot be written; it stays as it was.
+        """
+        text = (self._who + (f"{_WAITS_FOR}{whom}\n" if whom else "")).encode()
+        os.pwrite(self._handle.fileno(), text, 0)  # nothing is left in a buffer, to fail once more when the file is closed
+        os.ftruncate(self._handle.fileno(), len(text))
 
     def text(self) -> str:
         """What the file says."""
@@ -101,7 +109,7 @@ def run_lock(folder: pathlib.Path, name: str = NAME) -> Iterator[RunLock]:
     path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, and kept open until then
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")  # closed below
     except OSError as e:
         raise atomic.storage_error(path, e) from e
     with handle:
@@ -118,7 +126,10 @@ def run_lock(folder: pathlib.Path, name: str = NAME) -> Iterator[RunLock]:
             ) from e
         lock = _held[path.resolve()] = RunLock(handle)
         try:
-            lock.waits_for("")
+            try:
+                lock.write("")
+            except OSError as e:
+                raise atomic.storage_error(path, e) from e
             yield lock
         finally:
             del _held[path.resolve()]

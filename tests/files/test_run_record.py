@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import resource
 import threading
 import time
 
@@ -12,7 +14,7 @@ from k4p1 import errors
 from k4p1.cli import gin_files
 from k4p1.cluster import local, server
 from k4p1.files import run_record
-from k4p1.files.run_lock import run_lock
+from k4p1.files.run_lock import holder, run_lock
 
 ABC = run_record.Configuration("abc")
 
@@ -111,3 +113,17 @@ def test_two_coordinators(tmp_path):
         first.join()
     with run_lock(tmp_path / "m"):
         pass
+
+
+def test_a_full_disk_costs_a_line_of_the_lock_and_not_the_run(tmp_path):
+    with run_lock(tmp_path) as lock:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            lock.waits_for("worker 1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert lock.text().startswith(f"process {os.getpid()} on ") and holder(tmp_path).waiting_for == ""
+        lock.waits_for("worker 2 of a long name")
+        lock.waits_for("worker 2")
+        assert holder(tmp_path).waiting_for == "worker 2"
