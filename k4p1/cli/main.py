@@ -45,9 +45,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell(error: str, argv: list[str]) -> None:
-    """One line, as a JSON object where the other lines are."""
-    with log_lines.logging(as_json=True) if "--log_json" in argv else contextlib.nullcontext():
-        print(f"k4p1: {error}", file=sys.stderr)
+    """One line, as a JSON object where the other lines are; where it cannot be written, the exit code tells."""
+    with (
+        contextlib.suppress(OSError),
+        log_lines.logging(as_json=True) if "--log_json" in argv else contextlib.nullcontext(),
+    ):
+        print(f"k4p1: {error}", file=sys.stderr, flush=True)
 
 
 def _dispatch(argv: list[str]) -> int:

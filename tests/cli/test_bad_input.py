@@ -1,9 +1,12 @@
 """What a user can get wrong: one clear line, the right exit code, nothing half-written."""
 
+import contextlib
 import errno
 import json
 import os
+import pathlib
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -386,3 +389,13 @@ class TestStorage:
         line = refused([*command(ONE_TASK), "--model_dir", tmp_path / "run"], DATA)
         tmp_path.chmod(0o755)
         assert line == f"k4p1: cannot write {tmp_path / 'run' / 'config.gin'}: no write permission"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="the system has no file that is always full")
+def test_an_error_that_cannot_be_written_keeps_its_exit_code(monkeypatch, tmp_path):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main.main(["evaluate", "--model_dir", str(tmp_path / "nothing")]) == 2
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
