@@ -1,6 +1,8 @@
 """What all tests share: a quiet TensorFlow, small networks, and real data beside the project where it is there."""
 
+import contextlib
 import os
+import resource
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -91,6 +93,22 @@ def real_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip("the real images are not beside the project")
     return path
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file of this process can grow."""
+
+    @contextlib.contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 @pytest.fixture(autouse=True)

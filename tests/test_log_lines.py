@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import re
-import resource
 import sys
 
 import pytest
@@ -74,14 +73,10 @@ def test_a_full_disk_costs_lines_and_not_the_run(number, is_kept_quiet):
         stream.write("a line\n")
 
 
-def test_a_line_for_which_there_was_no_room_comes_with_the_next_one(tmp_path):
+def test_a_line_for_which_there_was_no_room_comes_with_the_next_one(tmp_path, full_disk):
     with open(tmp_path / "log", "w") as file:
         stream = log_lines.LogStream(file, as_json=True)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-        try:
+        with full_disk():
             stream.write("first\n")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         stream.write("second\n")
     assert [json.loads(line)["text"] for line in (tmp_path / "log").read_text().splitlines()] == ["first", "second"]

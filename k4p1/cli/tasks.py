@@ -50,8 +50,6 @@ def compare(f: flags.FlagValues, folders: Sequence[str]) -> None:
     quiet_tensorflow.import_quietly()
     from k4p1.runs import compare as comparison
 
-    if not folders:
-        raise errors.ConfigError("no folder given; add the folders of finished runs")
     print(repr(comparison.compare(folders)))
 
 

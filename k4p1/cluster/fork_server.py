@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
@@ -26,6 +27,7 @@ from k4p1 import quiet_tensorflow
 from k4p1.cluster.parent import VARIABLE as PARENT
 
 _LOOK_SECONDS = 0.1
+_ANSWER_SECONDS = 60.0
 _READY, _UNUSABLE = "ready", "unusable"
 _SET_NAME = 15
 _COMMAND = [sys.executable, "-m", "k4p1"]
@@ -107,9 +109,9 @@ class ForkServer:
             try:
                 _write(self._requests, json.dumps(request))
                 started = self._reply("pid")
-            except (BrokenPipeError, EOFError) as e:
+            except (BrokenPipeError, EOFError):  # it was lost this very moment
                 self._lose()
-                raise OSError("the process that others are forked from is lost") from e
+                return self._plain.start(arguments, environment, log, name)
             self._running.add(started["pid"])
             return _Forked(self, started["pid"])
 
@@ -158,12 +160,19 @@ class ForkServer:
             self._is_usable = False
 
     def _reply(self, kind: str) -> Mapping[str, int]:
-        """The next reply of a kind; ends of processes that are told on the way are kept."""
+        """The next reply of a kind; ends of processes that are told on the way are kept.
+
+        Raises:
+          EOFError: the process is gone, or was silent for too long, and is killed.
+        """
+        end = time.monotonic() + _ANSWER_SECONDS
         while True:
             line, newline, rest = self._unread.partition(b"\n")
             if not newline:
-                read = os.read(self._replies, 1 << 16)
+                is_told = select.select([self._replies], [], [], max(0.0, end - time.monotonic()))[0]
+                read = os.read(self._replies, 1 << 16) if is_told else b""
                 if not read:
+                    self._process.kill()
                     raise EOFError
                 self._unread += read
                 continue
@@ -284,6 +293,8 @@ def _run(request: Mapping) -> NoReturn:
         code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -86,6 +86,17 @@ def test_a_server_that_is_lost_is_replaced_and_its_forks_end_by_themselves(forks
     assert before.wait(30) == -signal.SIGKILL
 
 
+def test_a_server_that_is_silent_is_given_up(forks, tmp_path, monkeypatch):
+    assert start(forks, tmp_path / "before").wait(60) == 0
+    monkeypatch.setattr(fork_server, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(fork_server, "_COMMAND", [sys.executable, "-c", PROGRAM])
+    frozen = forks._process
+    os.kill(frozen.pid, signal.SIGSTOP)
+    process = start(forks, tmp_path / "log", code=5)
+    assert process.wait(60) == 5 and isinstance(process, subprocess.Popen)
+    assert frozen.wait(30) == -signal.SIGKILL
+
+
 def test_where_threads_forbid_a_fork_processes_start_anew(program, tmp_path, monkeypatch):
     (tmp_path / "threads.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import threading
 import time
 
@@ -115,14 +114,10 @@ def test_two_coordinators(tmp_path):
         pass
 
 
-def test_a_full_disk_costs_a_line_of_the_lock_and_not_the_run(tmp_path):
+def test_a_full_disk_costs_a_line_of_the_lock_and_not_the_run(tmp_path, full_disk):
     with run_lock(tmp_path) as lock:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-        try:
+        with full_disk():
             lock.waits_for("worker 1")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert lock.text().startswith(f"process {os.getpid()} on ") and holder(tmp_path).waiting_for == ""
         lock.waits_for("worker 2 of a long name")
         lock.waits_for("worker 2")
