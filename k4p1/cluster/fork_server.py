@@ -27,7 +27,7 @@ from k4p1 import quiet_tensorflow
 from k4p1.cluster.parent import VARIABLE as PARENT
 
 _LOOK_SECONDS = 0.1
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS, _UNTOLD_SECONDS = 60.0, 5.0
 _READY, _UNUSABLE = "ready", "unusable"
 _SET_NAME = 15
 _COMMAND = [sys.executable, "-m", "k4p1"]
@@ -91,6 +91,7 @@ class ForkServer:
         self._ended: dict[int, int] = {}
         self._running: set[int] = set()
         self._orphans: set[int] = set()
+        self._gone_since: dict[int, float] = {}
         self._lock = threading.RLock()
         self._plain = NewProcesses()
         self._is_usable = sys.platform == "linux"
@@ -136,6 +137,10 @@ class ForkServer:
                     self._reply("ended")
             except EOFError:
                 self._lose()
+            if pid in self._running and _is_gone(pid):
+                untold = time.monotonic() - self._gone_since.setdefault(pid, time.monotonic())
+                if untold > _UNTOLD_SECONDS:
+                    self._process.kill()  # frozen: it must not hide what ends
             if pid in self._orphans and _is_gone(pid):
                 self._orphans.discard(pid)
                 self._ended[pid] = -signal.SIGKILL

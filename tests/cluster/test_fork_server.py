@@ -97,6 +97,14 @@ def test_a_server_that_is_silent_is_given_up(forks, tmp_path, monkeypatch):
     assert frozen.wait(30) == -signal.SIGKILL
 
 
+def test_a_silent_server_hides_no_end(forks, tmp_path):
+    process = start(forks, tmp_path / "log", seconds=60)
+    os.kill(forks._process.pid, signal.SIGSTOP)
+    process.kill()
+    assert process.wait(30) == -signal.SIGKILL
+    assert start(forks, tmp_path / "next").wait(60) == 0
+
+
 def test_where_threads_forbid_a_fork_processes_start_anew(program, tmp_path, monkeypatch):
     (tmp_path / "threads.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
